@@ -1,0 +1,1 @@
+"""How updates combine: folds over rows of a bank."""

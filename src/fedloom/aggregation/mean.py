@@ -1,0 +1,43 @@
+"""The weighted mean, as a fold: sum_k p_k delta_k / sum_k p_k, the sum kept in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Mean", "Partial"]
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What a group hands on: the weighted sum `[n]` in float64, and the sum of the weights."""
+
+    total: Tensor
+    weight: float
+
+
+class Mean:
+    """`empty`, `add`, `merge`, `finish`: memory is one vector, whatever the number of clients."""
+
+    def empty(self, n: int) -> Partial:
+        """The sum of nothing."""
+        return Partial(torch.zeros(n, dtype=torch.float64), 0.0)
+
+    def add(self, partial: Partial, rows: Tensor, weights: Tensor) -> Partial:
+        """Add rows `[K, n]` with weights `[K]`."""
+        total = partial.total.clone()
+        for row, weight in zip(rows.cpu(), weights.tolist(), strict=True):
+            total.add_(row, alpha=weight)  # float32 rows into a float64 sum, without a float64 copy of the bank
+        return Partial(total, partial.weight + float(weights.double().sum()))
+
+    def merge(self, a: Partial, b: Partial) -> Partial:
+        """The sum of two partial sums; groups are merged in a fixed order, so the result is the same bits."""
+        return Partial(a.total + b.total, a.weight + b.weight)
+
+    def finish(self, partial: Partial) -> Tensor:
+        """The mean `[n]` in float32; zero when no weight came back."""
+        if partial.weight == 0:
+            return torch.zeros_like(partial.total, dtype=torch.float32)
+        return (partial.total / partial.weight).float()

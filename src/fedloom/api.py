@@ -1,0 +1,181 @@
+"""What `import fedloom` offers: load an experiment, run it, resume it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedloom import algorithms, tasks
+from fedloom.config.load import dump
+from fedloom.config.load import load as load_config
+from fedloom.config.schema import Experiment
+from fedloom.data.samples import check_sample
+from fedloom.errors import FedloomError
+
+if TYPE_CHECKING:
+    from fedloom.local.prepare import Prepared
+    from fedloom.tracking.rundir import RunDir
+
+__all__ = ["Listener", "Run", "load", "prepare", "resume", "run"]
+
+Listener = Callable[[str, dict[str, Any]], None]
+"""Told of every round's record: listener(name of the run, or of the yardstick; the record)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it ended: its folder, whether it is complete, and its manifest."""
+
+    path: Path
+    finished: bool
+    manifest: dict[str, Any]
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), *, base: Path | None = None) -> Experiment:
+    """Read an experiment file, with overrides `key.sub=value`.
+
+    Relative paths and `module:attribute` names start from `base`, the file's own folder when left out. No weights are read and
+    no tensor library is imported. Raises ConfigError with every mistake at once.
+    """
+    base = base or Path(path).resolve().parent
+    return load_config(
+        path,
+        overrides,
+        algorithm=lambda name: algorithms.resolve(name, base),
+        task=lambda name: tasks.describe(name, base),
+        sample=check_sample,
+        base=base,
+    )
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """The experiment with its model, data and partition loaded."""
+    from fedloom.local.prepare import prepare as prepare_with
+
+    options = dict(experiment.algorithm)
+    algorithm = algorithms.resolve(options.pop("name"), experiment.base)(**options)
+    prepared = prepare_with(experiment, algorithm)
+    return prepared.with_algorithm(algorithm)
+
+
+def run(
+    experiment: Experiment,
+    out: str | Path = "runs",
+    *,
+    listeners: Sequence[Listener] = (),
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Run an experiment in a new folder `out/NAME`, then its yardsticks in `out/NAME/yardsticks/`.
+
+    Raises FedloomError for everything a user can mend; what was saved by then can be resumed.
+    """
+    from fedloom.tracking.manifest import first_manifest
+    from fedloom.tracking.rundir import RunDir
+
+    run_dir = RunDir.create(Path(out).resolve() / experiment.name, dump(experiment), first_manifest(experiment))
+    return _drive(experiment, run_dir, listeners, stop_asked)
+
+
+def resume(
+    path: str | Path, *, listeners: Sequence[Listener] = (), stop_asked: Callable[[], bool] = lambda: False
+) -> Run:
+    """Go on with a run that was stopped or killed; a complete run is left as it is.
+
+    Raises RunError when the folder holds no run, another process uses it, or the data or the model have changed since.
+    """
+    from fedloom.tracking.rundir import RunDir
+
+    run_dir = RunDir.open(Path(path).resolve())
+    manifest = run_dir.manifest()
+    if manifest["status"] == "finished":
+        run_dir.close()
+        return Run(run_dir.path, True, manifest)
+    experiment = load(run_dir.path / "config.yaml", base=Path(manifest["base"]))
+    return _drive(experiment, run_dir, listeners, stop_asked)
+
+
+def _drive(
+    experiment: Experiment, run_dir: RunDir, listeners: Sequence[Listener], stop_asked: Callable[[], bool]
+) -> Run:
+    """The federation, then its yardsticks on the same model and data, then what comes out."""
+    from fedloom.tracking.card import write_run_readme
+    from fedloom.tracking.report import write_report
+
+    try:
+        prepared = prepare(experiment)
+        finished = _federate(prepared, run_dir, experiment.name, listeners, stop_asked)
+        for name in experiment.federation.yardsticks:
+            if finished:
+                finished = _yardstick(prepared, run_dir, name, listeners, stop_asked)
+        run_dir.update_manifest(status="finished" if finished else "stopped")
+        write_run_readme(run_dir.path)
+        write_report(run_dir.path)
+        return Run(run_dir.path, finished, run_dir.manifest())
+    except FedloomError as error:
+        run_dir.event(-1, "failure", str(error))
+        run_dir.update_manifest(status="failed", failure=str(error))
+        raise
+    finally:
+        run_dir.close()
+
+
+def _federate(
+    prepared: Prepared, run_dir: RunDir, name: str, listeners: Sequence[Listener], stop_asked: Callable[[], bool]
+) -> bool:
+    """One federation in its folder, with its curves, its partition and, when it is complete, its adapter."""
+    from fedloom.federation import Federation
+    from fedloom.tracking.curves import Curves
+    from fedloom.tracking.manifest import check_same, describe_prepared, outcome
+    from fedloom.tracking.results import write_adapter, write_partition
+
+    check_same(run_dir.manifest(), describe_prepared(prepared), run_dir.path)
+    run_dir.update_manifest(**describe_prepared(prepared))
+    write_partition(prepared, run_dir.path)
+    told: list[Callable[[dict[str, Any]], None]] = [lambda record, tell=tell: tell(name, record) for tell in listeners]  # type: ignore[misc]
+    curves = Curves(run_dir.path / "tensorboard") if prepared.experiment.tensorboard else None
+    federation = Federation(prepared, run_dir, [*told, *([curves] if curves else [])], stop_asked)
+    run_dir.update_manifest(grouping=federation.engine.sizing.describe(), group_size=federation.engine.sizing.group_size)
+    try:
+        finished = federation.run()
+    finally:
+        if curves:
+            curves.close()
+    run_dir.update_manifest(**outcome(run_dir.path, federation.progress))
+    if finished and not prepared.algorithm.personal:
+        run_dir.update_manifest(adapter_sha256=write_adapter(prepared, federation.progress, run_dir.path))
+    if finished:
+        run_dir.event(federation.progress.round, "finish", f"finished after {federation.progress.round} rounds")
+    return finished
+
+
+def _yardstick(
+    prepared: Prepared, run_dir: RunDir, name: str, listeners: Sequence[Listener], stop_asked: Callable[[], bool]
+) -> bool:
+    """The same experiment under a yardstick, in a run folder of its own; one that is already complete is left alone."""
+    from fedloom.tracking.manifest import first_manifest
+    from fedloom.tracking.rundir import RunDir
+
+    algorithm = algorithms.resolve(name, prepared.experiment.base)()
+    federation = prepared.experiment.federation.model_copy(update={"yardsticks": []})
+    changes = {"name": f"{prepared.experiment.name}-{name}", "algorithm": {"name": name}, "federation": federation}
+    experiment = prepared.experiment.model_copy(update=changes)
+    path = run_dir.path / "yardsticks" / name
+    if path.exists():
+        inner = RunDir.open(path)
+    else:
+        inner = RunDir.create(path, dump(experiment), first_manifest(experiment), numbered=False)
+    try:
+        if inner.manifest()["status"] == "finished":
+            return True
+        from dataclasses import replace
+
+        variant = replace(prepared, experiment=experiment).with_algorithm(algorithm)
+        finished = _federate(variant, inner, name, listeners, stop_asked)
+        inner.update_manifest(status="finished" if finished else "stopped")
+        return finished
+    finally:
+        inner.close()
+
+

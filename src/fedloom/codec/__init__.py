@@ -1,0 +1,1 @@
+"""The wire format, and the count of its bytes."""

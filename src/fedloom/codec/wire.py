@@ -1,0 +1,101 @@
+"""Messages between server and clients: a closed JSON header, then safetensors. Nothing in a message can execute.
+
+    message = length of the header (4 bytes, little endian) | header (JSON) | tensors (safetensors)
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from fedloom.errors import FedloomError
+
+__all__ = ["Broadcast", "Header", "Update", "decode", "encode", "encoded_size"]
+
+_MAX_HEADER = 1 << 20
+
+
+class Header(BaseModel):
+    """What a message says of itself; unknown keys and non-finite numbers are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    layout: str
+    round: int
+
+
+class Broadcast(Header):
+    """The server's vector, tensor `w` `[n]`."""
+
+    kind: Literal["broadcast"] = "broadcast"
+
+
+class Update(Header):
+    """What a client learnt, tensor `delta` `[n]`, and what it weighs."""
+
+    kind: Literal["update"] = "update"
+    client: str
+    weight: float
+    samples: int
+    tokens: int
+    steps: int
+    train_loss: float
+
+
+def encode(header: Header, tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a message."""
+    text = header.model_dump_json().encode()
+    return struct.pack("<I", len(text)) + text + safetensors.torch.save(dict(tensors))
+
+
+def encoded_size(header: Header, tensors: Mapping[str, Tensor]) -> int:
+    """`len(encode(header, tensors))`, exactly, without copying the tensors.
+
+    The size of the tensor part depends on names, types and shapes alone, so it is encoded once for each such signature.
+    """
+    signature = tuple(sorted((name, t.dtype, tuple(t.shape)) for name, t in tensors.items()))
+    return 4 + len(header.model_dump_json().encode()) + _tensors_size(signature)
+
+
+@lru_cache(maxsize=64)
+def _tensors_size(signature: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]) -> int:
+    return len(safetensors.torch.save({name: torch.zeros(shape, dtype=dtype) for name, dtype, shape in signature}))
+
+
+def decode[H: Header](data: bytes, kind: type[H], expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[H, dict[str, Tensor]]:
+    """The header and tensors of a message of a known kind.
+
+    Raises FedloomError when the message is longer than the declared tensors allow, holds other keys, names, types or shapes
+    than declared, or a number that is not finite.
+    """
+    limit = 4 + _MAX_HEADER + sum(torch.Size(s).numel() * t.itemsize for t, s in expected.values()) + _MAX_HEADER
+    if not 4 < len(data) <= limit:
+        raise _refused(f"it has {len(data)} bytes; at most {limit} are allowed")
+    (length,) = struct.unpack("<I", data[:4])
+    if length > min(_MAX_HEADER, len(data) - 4):
+        raise _refused(f"its header claims {length} bytes")
+    try:
+        header = kind.model_validate(json.loads(data[4 : 4 + length]))
+        tensors = safetensors.torch.load(data[4 + length :])
+    except (ValidationError, ValueError, safetensors.SafetensorError) as error:
+        raise _refused(" ".join(str(error).split())[:300]) from error
+    found = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    if found != dict(expected):
+        raise _refused(f"it holds {found}, declared are {dict(expected)}")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise _refused(f"tensor {name!r} holds a number that is not finite")
+    return header, tensors
+
+
+def _refused(why: str) -> FedloomError:
+    return FedloomError("a message was refused", why=why)

@@ -1,0 +1,166 @@
+"""One group's share of a round: start, train, upload, fold. Every engine runs exactly this."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedloom.aggregation.mean import Partial
+from fedloom.codec.wire import Update, decode, encode, encoded_size
+from fedloom.errors import ClientError, FedloomError
+from fedloom.local.batches import plan_steps
+from fedloom.local.prepare import Prepared
+from fedloom.local.store import ClientStore
+from fedloom.local.train import Member, Trainer
+
+__all__ = ["ClientReport", "GroupResult", "Task", "run_group"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a group is asked to do: the round, the server's vector `[n]`, the learning-rate factor of the round."""
+
+    round: int
+    w: Tensor
+    lr_factor: float
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """What a client's round came to."""
+
+    client: str
+    status: str
+    samples: int = 0
+    tokens: int = 0
+    steps: int = 0
+    train_loss: float | None = None
+    weight: float = 0.0
+    bytes_up: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """A group's partial aggregate, and a report a client."""
+
+    partial: Partial
+    reports: list[ClientReport]
+
+
+def run_group(prepared: Prepared, store: ClientStore, trainer: Trainer, work: Task, clients: Sequence[int]) -> GroupResult:
+    """Train a group and fold its updates.
+
+    When the group as a whole raises, its clients are run one by one, so that the failure gets its client's name.
+    """
+    try:
+        return _run(prepared, store, trainer, work, clients)
+    except FedloomError:
+        raise
+    except Exception as error:
+        if len(clients) == 1:
+            return _failed(prepared, work, clients[0], error)
+    fold = prepared.algorithm.combine()
+    partial, reports = fold.empty(prepared.binding.layout.n), []
+    for client in clients:
+        alone = run_group(prepared, store, trainer, work, [client])
+        partial, reports = fold.merge(partial, alone.partial), reports + alone.reports
+    return GroupResult(partial, reports)
+
+
+def _failed(prepared: Prepared, work: Task, client: int, error: Exception) -> GroupResult:
+    name = prepared.train.clients[client]
+    detail = "".join(traceback.format_exception(error))
+    failure = ClientError(name, work.round, f"{type(error).__name__}: {error}", detail=detail)
+    _apply_policy(prepared, failure)
+    empty = prepared.algorithm.combine().empty(prepared.binding.layout.n)
+    return GroupResult(empty, [ClientReport(name, "dropped", reason=f"{failure}\n{detail}")])
+
+
+def _run(prepared: Prepared, store: ClientStore, trainer: Trainer, work: Task, clients: Sequence[int]) -> GroupResult:
+    algorithm, names = prepared.algorithm, [prepared.train.clients[k] for k in clients]
+    states = [store.load(name, work.round) for name in names]
+    fresh = algorithm.client_state(prepared.initial)
+    state = {key: torch.stack([(s or fresh)[key] for s in states]) for key in fresh}
+    rows = algorithm.broadcast(work.w, state, len(clients))
+    members = [_member(prepared, work.round, k) for k in clients]
+    memory = _optimizer_memory(prepared, trainer, states, rows)
+    trained, memory = trainer.run(members, rows, algorithm, state, memory, round=work.round, lr_factor=work.lr_factor)
+    trained, anchor = trained.cpu(), rows.cpu()
+    delta, state = algorithm.upload(trained - anchor, trained, state)
+
+    keep = prepared.experiment.local.optimizer_state == "keep"
+    reports, weights = [], torch.zeros(len(clients))
+    for k, member in enumerate(members):
+        if member.failure:
+            _apply_policy(prepared, member.failure)
+            reports.append(ClientReport(member.client, "dropped", reason=str(member.failure)))
+            continue
+        kept = {key: values[k] for key, values in state.items()}
+        if keep:
+            kept |= {f"optimizer.{key}": values[k] for key, values in memory.items()}
+        if kept:
+            store.save(member.client, work.round, kept)
+        weights[k] = _weight(prepared, clients[k])
+        report, row = _send(prepared, work, member, float(weights[k]), None if delta is None else delta[k])
+        if delta is not None and row is not None:
+            delta[k] = row
+        reports.append(report)
+    fold = algorithm.combine()
+    partial = fold.empty(prepared.binding.layout.n)
+    if delta is not None:
+        whole = [k for k, member in enumerate(members) if member.failure is None]
+        partial = fold.add(partial, delta[whole], weights[whole])
+    return GroupResult(partial, reports)
+
+
+def _member(prepared: Prepared, round: int, client: int) -> Member:
+    name = prepared.train.clients[client]
+    rows = prepared.train.rows(client)
+    local, seed = prepared.experiment.local, prepared.experiment.seed
+    steps = plan_steps(rows, prepared.table.lengths, local, seed=seed, round=round, client=name, scale=prepared.step_scale)
+    return Member(name, steps)
+
+
+def _optimizer_memory(
+    prepared: Prepared, trainer: Trainer, states: Sequence[dict[str, Tensor] | None], rows: Tensor
+) -> dict[str, Tensor] | None:
+    """The optimizer's state of these clients, where they keep it; a client's first round starts afresh."""
+    if prepared.experiment.local.optimizer_state == "reset":
+        return None
+    fresh = trainer.fresh_memory(rows[:1])
+    own = [{k.removeprefix("optimizer."): v for k, v in (s or {}).items() if k.startswith("optimizer.")} for s in states]
+    return {key: torch.stack([o.get(key, first[0]) for o in own]) for key, first in fresh.items()}
+
+
+def _weight(prepared: Prepared, client: int) -> float:
+    rows = prepared.train.rows(client)
+    weighting = prepared.experiment.federation.weighting
+    if weighting == "tokens":
+        return float(prepared.table.lengths[rows].sum())
+    return float(len(rows)) if weighting == "samples" else 1.0
+
+
+def _send(prepared: Prepared, work: Task, member: Member, weight: float, row: Tensor | None) -> tuple[ClientReport, Tensor | None]:
+    """A client's update: counted where it is encoded; with `engine.wire`, really encoded and decoded."""
+    facts = {"samples": member.samples, "tokens": member.tokens, "steps": len(member.steps), "train_loss": member.loss}
+    if row is None or not prepared.algorithm.federated:
+        return ClientReport(member.client, "ok", **facts, weight=weight), row  # type: ignore[arg-type]
+    layout = prepared.binding.layout
+    header = Update(layout=layout.digest, round=work.round, client=member.client, weight=weight, **facts)  # type: ignore[arg-type]
+    if prepared.experiment.engine.wire:
+        message = encode(header, {"delta": row})
+        _, tensors = decode(message, Update, {"delta": (torch.float32, (layout.n,))})
+        size, row = len(message), tensors["delta"]
+    else:
+        size = encoded_size(header, {"delta": row})
+    return ClientReport(member.client, "ok", **facts, weight=weight, bytes_up=size), row  # type: ignore[arg-type]
+
+
+def _apply_policy(prepared: Prepared, failure: ClientError) -> None:
+    if prepared.experiment.federation.on_failure == "stop":
+        raise failure

@@ -1,0 +1,30 @@
+"""Groups run in this process, one after the other, in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fedloom.engines.group import GroupResult, Task, run_group
+from fedloom.engines.sizing import Sizing, size_groups
+from fedloom.local.prepare import Prepared
+from fedloom.local.store import ClientStore
+from fedloom.local.train import Trainer
+
+__all__ = ["LocalEngine"]
+
+
+class LocalEngine:
+    """The simplest engine: this process."""
+
+    def __init__(self, prepared: Prepared, store: ClientStore) -> None:
+        self.sizing: Sizing = size_groups(prepared)
+        self._prepared, self._store = prepared, store
+        experiment = prepared.experiment
+        self._trainer = Trainer(
+            prepared.binding, prepared.task, prepared.table, experiment.local, experiment.seed, self.sizing.grouped
+        )
+
+    def run(self, work: Task, groups: Sequence[Sequence[int]]) -> Iterator[GroupResult]:
+        """The results of the groups, in the order given."""
+        for group in groups:
+            yield run_group(self._prepared, self._store, self._trainer, work, group)

@@ -1,0 +1,126 @@
+"""The model's trainable parameters, bound to rows of a bank: to one row, or to all rows of a group at once.
+
+Bound to K rows, the base model runs **once** over the concatenated batch of K clients, and every trainable linear map applies
+row k's weights to client k's block: `[K, B*T, d] @ [K, d, r]`. No model code changes: only the `forward` of the modules that own
+trainable parameters is swapped while they are bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from peft.tuners import lora
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedloom.errors import ModelError
+from fedloom.models.dropout import Dropouts
+from fedloom.vector.bank import Bank
+from fedloom.vector.layout import Layout
+
+__all__ = ["Binding"]
+
+_ADAPTER = "default"
+
+
+class Binding:
+    """A model whose trainable parameters live in `home`, a bank of one row `[1, n]`.
+
+    `home` is where evaluation and in-place training happen: the parameters are views of it, their gradients views of its
+    gradients. `group(bank)` lends the model to K rows at once.
+    """
+
+    def __init__(self, model: nn.Module, *, base_dropout: bool = False) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.model = model
+        self.layout = Layout.of(named)
+        self.device = named[0][1].device
+        self.home = Bank.of(torch.cat([p.detach().reshape(-1).float() for _, p in named]).unsqueeze(0))
+        values, grads = self.layout.views(self.home.values[0]), self.layout.views(self.home.grads[0])
+        for name, parameter in named:
+            parameter.data, parameter.grad = values[name], grads[name]
+        self.dropouts = Dropouts(model, base_dropout)
+        self._names = {id(p): name for name, p in named}
+        self._sites, self.ungroupable = self._find_sites()
+        for site in self._sites:  # a float32 head on a bfloat16 model
+            if isinstance(site, nn.Linear):
+                site.register_forward_pre_hook(_as_weight)
+
+    def load(self, w: Tensor) -> None:
+        """Make `w`, `[n]`, the parameters of the model."""
+        self.home.values[0].copy_(w)
+
+    @contextmanager
+    def group(self, bank: Bank) -> Iterator[None]:
+        """Lend the model to the K rows of a bank: its batches are K equal blocks, a block a row.
+
+        Gradients add up in `bank.grads`. Raises ModelError when a trainable module cannot be grouped.
+        """
+        if self.ungroupable:
+            raise ModelError(f"this model cannot be trained grouped: {self.ungroupable}", where="local.grouping", fix="use `in_place`")
+        values, grads = self.layout.views(bank.values), self.layout.views(bank.grads)
+        leaves = {}
+        for name, view in values.items():
+            leaves[name] = view.detach().requires_grad_()
+            leaves[name].grad = grads[name]
+        for site in self._sites:
+            site.forward = self._grouped_forward(site, leaves)
+        try:
+            yield
+        finally:
+            for site in self._sites:
+                del site.forward
+
+    def _grouped_forward(self, site: nn.Module, leaves: dict[str, Tensor]) -> Callable[..., Tensor]:
+        def leaf(parameter: Tensor) -> Tensor:
+            return leaves[self._names[id(parameter)]]
+
+        if isinstance(site, lora.Linear):
+            a, b = leaf(site.lora_A[_ADAPTER].weight), leaf(site.lora_B[_ADAPTER].weight)
+            return partial(_grouped_lora, site, a.transpose(1, 2), b.transpose(1, 2), site.scaling[_ADAPTER])
+        assert isinstance(site, nn.Linear)
+        bias = leaf(site.bias).unsqueeze(1) if site.bias is not None else None
+        return partial(_grouped_linear, leaf(site.weight).transpose(1, 2), bias)
+
+    def _find_sites(self) -> tuple[list[nn.Module], str | None]:
+        """The modules that own trainable parameters, and why they cannot be grouped, if they cannot."""
+        sites: list[nn.Module] = []
+        inside: set[int] = set()  # the maps within a LoRA layer are that layer's business
+        reason: str | None = None
+        for name, module in self.model.named_modules():
+            if id(module) in inside:
+                continue
+            if isinstance(module, lora.LoraLayer):
+                inside |= {id(m) for m in module.modules() if m is not module}
+                sites.append(module)
+                plain = type(module) is lora.Linear and not module.lora_variant and not module.lora_bias.get(_ADAPTER)
+                reason = reason if plain else reason or f"{name} is no plain LoRA of a linear map"
+            elif any(p.requires_grad for p in module.parameters(recurse=False)):
+                sites.append(module)
+                whole = all(p.requires_grad for p in module.parameters(recurse=False))
+                reason = reason if isinstance(module, nn.Linear) and whole else reason or f"{name} is a {type(module).__name__}"
+        return sites, reason
+
+
+def _as_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].to(module.weight.dtype), *inputs[1:])  # type: ignore[arg-type]
+
+
+def _grouped_lora(site: lora.Linear, a: Tensor, b: Tensor, scaling: float, x: Tensor) -> Tensor:
+    """W x + (alpha / r) B_k A_k x for block k of the batch; `a` is `[K, in, r]`, `b` is `[K, r, out]`."""
+    base = site.base_layer(x)
+    k = a.shape[0]
+    z = torch.bmm(site.lora_dropout[_ADAPTER](x).to(a.dtype).reshape(k, -1, x.shape[-1]), a)
+    if base.dtype == b.dtype:
+        return torch.baddbmm(base.reshape(k, -1, base.shape[-1]), z, b, alpha=scaling).view(base.shape)
+    return base + (torch.bmm(z, b) * scaling).view(base.shape).to(base.dtype)
+
+
+def _grouped_linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """x W_k + b_k for block k of the batch; `weight` is `[K, in, out]`, `bias` is `[K, 1, out]`."""
+    blocks = x.to(weight.dtype).reshape(weight.shape[0], -1, x.shape[-1])
+    y = torch.bmm(blocks, weight) if bias is None else torch.baddbmm(bias, blocks, weight)
+    return y.view(*x.shape[:-1], y.shape[-1])

@@ -1,0 +1,144 @@
+"""Base models and tokenizers: from a hub, a folder, a packaged sample or the user's own builder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from fedloom.config.reference import is_reference, load_attribute
+from fedloom.config.schema import Model
+from fedloom.data.fetch import fetch
+from fedloom.errors import ModelError
+from fedloom.vector.streams import stream_seed
+
+__all__ = ["fingerprint", "load_model", "load_tokenizer", "pretrained_path"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def pretrained_path(config: Model, base: Path) -> str:
+    """What `from_pretrained` is given: a folder where there is one, else the hub name."""
+    if config.path.startswith("sample:"):
+        return str(fetch(config.path.removeprefix("sample:")))
+    folder = base / Path(config.path).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if config.path.startswith((".", "/", "~")):
+        raise ModelError(f"there is no folder {config.path!r}", where="model.path", fix=f"it is looked for in {base}")
+    return config.path
+
+
+def load_tokenizer(config: Model, base: Path) -> Any:
+    """The model's fast tokenizer, with a padding token and padding on the right.
+
+    Raises ModelError when the hub cannot be reached or the folder holds no tokenizer.
+    """
+    if is_reference(config.path):
+        tokenizer = _build(config, base, ())[1]
+    else:
+        path = pretrained_path(config, base)
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, revision=config.revision or "main")
+        except (OSError, ValueError) as error:
+            raise _unreadable(config, "tokenizer", error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise ModelError("the tokenizer has no padding, end or unknown token", where="model.path")
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_model(config: Model, base: Path, *, auto_class: str, labels: Sequence[str], pad_token_id: int, seed: int) -> nn.Module:
+    """The frozen base model in evaluation mode; new heads are drawn from the stream (seed, "init-model").
+
+    Raises ModelError when it cannot be found or read.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "init-model"))
+        if is_reference(config.path):
+            model = _build(config, base, labels)[0].to(_DTYPES[config.dtype])
+        else:
+            model = _pretrained(config, base, auto_class, labels)
+    if hasattr(model, "config"):
+        model.config.pad_token_id = pad_token_id
+        model.config.use_cache = False
+    model.requires_grad_(False)
+    model.eval()
+    if config.gradient_checkpointing:
+        _enable_checkpointing(model)
+    return model
+
+
+def _pretrained(config: Model, base: Path, auto_class: str, labels: Sequence[str]) -> nn.Module:
+    heads: dict[str, Any] = {}
+    if labels:
+        names = dict(enumerate(labels))
+        heads = {"num_labels": len(labels), "id2label": names, "label2id": {v: k for k, v in names.items()}}
+    path = pretrained_path(config, base)
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # the new classification head is meant, not a mistake to warn of
+    transformers.logging.disable_progress_bar()
+    try:
+        auto = getattr(transformers, auto_class)
+        model = auto.from_pretrained(path, revision=config.revision or "main", dtype=_DTYPES[config.dtype], **heads)
+        assert isinstance(model, nn.Module)
+        return model
+    except (OSError, ValueError) as error:
+        raise _unreadable(config, "model", error) from error
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def _unreadable(config: Model, part: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"the {part} {config.path!r} cannot be loaded",
+        where="model.path",
+        why=" ".join(str(error).split())[:400],
+        fix="give a hub name (with a network), a local folder, or a packaged sample; see `fedloom list models`",
+    )
+
+
+def _build(config: Model, base: Path, labels: Sequence[str]) -> tuple[nn.Module, Any]:
+    builder = load_attribute(config.path, base)
+    built = builder(list(labels)) if callable(builder) else None
+    if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Module)):
+        raise ModelError(
+            f"{config.path!r} did not return (model, tokenizer)",
+            where="model.path",
+            fix="define `def build(labels: list[str]) -> tuple[nn.Module, PreTrainedTokenizerFast]`",
+        )
+    return built
+
+
+def _enable_checkpointing(model: nn.Module) -> None:
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ModelError("this model has no gradient checkpointing", where="model.gradient_checkpointing", fix="remove the key")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    # Layers recompute only in training mode; the rest stays in evaluation mode, so no other behaviour changes.
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of the frozen weights: names, shapes, dtypes and 64 evenly spaced elements of each tensor.
+
+    Enough to tell one checkpoint from another in milliseconds; it is no defence against a forger.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            continue
+        flat = parameter.detach().reshape(-1)
+        picks = torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), dtype=torch.float64).long()
+        plain = name.replace("base_model.model.", "").replace(".base_layer.", ".").replace(".original_module.", ".")
+        digest.update(f"{plain}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(flat[picks.to(flat.device)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

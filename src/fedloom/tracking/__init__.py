@@ -1,0 +1,1 @@
+"""The run directory: checkpoints, records, curves, the report and the model card."""

@@ -1,0 +1,75 @@
+"""What a run leaves behind for other tools: an adapter peft loads, or a merged model."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedloom.errors import RunError
+from fedloom.files import atomic_folder
+from fedloom.models.binding import Binding
+
+__all__ = ["adapter_digest", "save_adapter", "save_merged"]
+
+
+def save_adapter(binding: Binding, w: Tensor, tokenizer: Any, base_model: str, folder: Path) -> str:
+    """Write the adapter with vector `w` in peft's format (or, without an adapter, the whole model); returns its digest.
+
+    An adapter already there is replaced in one rename.
+    """
+    binding.load(w)
+    with _replacing(folder) as aside:
+        _save(binding.model, aside, base_model)
+        tokenizer.save_pretrained(aside)
+    return adapter_digest(folder)
+
+
+def save_merged(binding: Binding, w: Tensor, tokenizer: Any, folder: Path) -> None:
+    """Write the base model with the adapter folded in: W + (alpha / r) B A; loads with transformers alone.
+
+    Raises RunError when the folder exists.
+    """
+    if folder.exists():
+        raise RunError("the folder exists", where=str(folder), fix="choose another `--to`")
+    binding.load(w)
+    model: Any = binding.model
+    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    with atomic_folder(folder) as aside:
+        merged.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+
+
+def adapter_digest(folder: Path) -> str:
+    """SHA-256 over the folder's safetensors files, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _save(model: Any, folder: Path, base_model: str) -> None:
+    configs = getattr(model, "peft_config", {})
+    for config in configs.values():
+        config.base_model_name_or_path = base_model  # the name in the experiment, not a cache folder of this machine
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; ours follows
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder written aside, whole, that then takes the place of an earlier one."""
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    with atomic_folder(new) as aside:
+        yield aside
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

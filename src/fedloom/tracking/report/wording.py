@@ -1,0 +1,125 @@
+"""How names and numbers are written for human eyes: few digits, thousands separated, SI units."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = [
+    "algorithm_label",
+    "clean",
+    "clean_lines",
+    "count",
+    "duration",
+    "lower_is_better",
+    "metric_label",
+    "number",
+    "plural",
+    "short_count",
+    "shorten",
+    "size",
+]
+
+_PERCENT = ("accuracy", "exact_match", "f1", "precision", "recall", "rouge_l")
+_FALLING = ("loss", "perplexity", "error")
+MISSING = "–"
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller value of a metric is the better one: losses, perplexities and errors."""
+    return any(word in metric for word in _FALLING)
+
+
+def metric_label(metric: str) -> str:
+    """"eval_loss" as "Eval loss"."""
+    words = clean(metric).replace("_", " ").strip()
+    return words[:1].upper() + words[1:]
+
+
+def algorithm_label(name: str) -> str:
+    """"fedavg" as "FedAvg"; the two yardsticks by what they mean; any other name as it is."""
+    known = {"local": "Clients alone", "central": "Pooled data", "scaffold": "SCAFFOLD"}
+    if name in known:
+        return known[name]
+    return f"Fed{name[3:].capitalize()}" if name.startswith("fed") and name.isalpha() else clean(name)
+
+
+def number(value: float | None, metric: str = "") -> str:
+    """A metric's value: percent where the metric is a share, else three or so significant digits."""
+    if value is None:
+        return MISSING
+    if not math.isfinite(value):
+        return "not finite"
+    if any(metric.endswith(word) for word in _PERCENT) and 0 <= value <= 1:
+        return f"{100 * value:.1f}%"
+    size_ = abs(value)
+    if size_ >= 1000:
+        return f"{value:,.0f}"
+    if size_ >= 100:
+        return f"{value:.1f}"
+    if size_ >= 0.1 or value == 0:
+        return f"{value:.2f}" if size_ >= 1 or value == 0 else f"{value:.3f}"
+    return f"{value:.2g}"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands separated."""
+    return MISSING if value is None else f"{round(value):,}"
+
+
+def short_count(value: float | None) -> str:
+    """A large number with a unit: 4.9 M."""
+    if value is None:
+        return MISSING
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return count(value)
+
+
+def size(value: float | None) -> str:
+    """Bytes in SI units: 1 MB is 1,000,000 bytes."""
+    if value is None:
+        return MISSING
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit:
+            scaled = value / limit
+            return f"{scaled:.0f} {unit}" if scaled >= 100 else f"{scaled:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as "42 s", "3 min 12 s" or "2 h 05 min"."""
+    if seconds is None:
+        return MISSING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
+
+
+def plural(n: int, noun: str) -> str:
+    """"1 client", "8 clients"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def clean(text: object) -> str:
+    """Text of others made safe to draw: unprintable characters and lone surrogates become a question mark box."""
+    return "".join(c if c.isprintable() else "�" for c in str(text))
+
+
+def clean_lines(text: str) -> str:
+    """`clean`, line by line."""
+    return "\n".join(clean(line.expandtabs()) for line in text.split("\n"))
+
+
+def shorten(text: object, most: int = 24) -> str:
+    """At most so many characters, with an ellipsis in the middle so that both ends of an id stay readable."""
+    whole = clean(text)
+    if len(whole) <= most:
+        return whole
+    tail = (most - 1) // 3
+    return f"{whole[: most - 1 - tail]}…{whole[-tail:]}"

@@ -1,0 +1,36 @@
+"""The files a federation leaves in its run directory besides its records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fedloom.data.partition import describe
+from fedloom.files import write_atomic
+from fedloom.local.prepare import Prepared
+from fedloom.tracking.card import write_card
+from fedloom.tracking.checkpoint import CheckpointFolder, Progress
+from fedloom.tracking.export import save_adapter
+
+__all__ = ["write_adapter", "write_partition"]
+
+
+def write_partition(prepared: Prepared, path: Path) -> None:
+    """`partition.json`: every client's rows, counted by label."""
+    codes, names = prepared.strata
+    facts = describe(prepared.train, codes, names)
+    facts["validation"] = np.diff(prepared.validation.offsets).tolist()
+    write_atomic(path / "partition.json", json.dumps(facts))
+
+
+def write_adapter(prepared: Prepared, progress: Progress, path: Path) -> str:
+    """`adapter/` with its model card, from the last round or the best; returns its digest."""
+    keep = prepared.experiment.checkpoints
+    if keep.adapter == "best" and progress.best_round not in (None, progress.round):
+        assert progress.best_round is not None
+        progress = CheckpointFolder(path / "checkpoints", keep).load(progress.best_round)
+    digest = save_adapter(prepared.binding, progress.w, prepared.tokenizer, prepared.experiment.model.path, path / "adapter")
+    write_card(path, path / "adapter", prepared.experiment.model.path)
+    return digest
