@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,11 @@ from fedloom.errors import FedloomError
 
 if TYPE_CHECKING:
     from fedloom.local.prepare import Prepared
+    from fedloom.local.store import ClientStore
+    from fedloom.tracking.checkpoint import Progress
     from fedloom.tracking.rundir import RunDir
 
-__all__ = ["Listener", "Run", "load", "prepare", "resume", "run"]
+__all__ = ["Listener", "OpenedRun", "Run", "load", "load_run", "open_run", "prepare", "resume", "run"]
 
 Listener = Callable[[str, dict[str, Any]], None]
 """Told of every round's record: listener(name of the run, or of the yardstick; the record)."""
@@ -92,8 +94,46 @@ def resume(
     if manifest["status"] == "finished":
         run_dir.close()
         return Run(run_dir.path, True, manifest)
-    experiment = load(run_dir.path / "config.yaml", base=Path(manifest["base"]))
-    return _drive(experiment, run_dir, listeners, stop_asked)
+    return _drive(load_run(run_dir.path), run_dir, listeners, stop_asked)
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run's checkpoint, with everything needed to use it."""
+
+    path: Path
+    prepared: Prepared
+    progress: Progress
+    store: ClientStore
+
+
+def load_run(path: str | Path) -> Experiment:
+    """The experiment of a run directory.
+
+    Raises RunError when there is none.
+    """
+    from fedloom.tracking.rundir import read_manifest
+
+    return load(Path(path) / "config.yaml", base=Path(read_manifest(Path(path))["base"]))
+
+
+def open_run(path: str | Path, round: int | None = None) -> OpenedRun:
+    """The model of a run as its newest checkpoint, or that of a round, holds it; the run may still be going on.
+
+    Raises RunError when data, model or adapter are no longer those of the run, CheckpointError when there is no such checkpoint.
+    """
+    from fedloom.local.store import ClientStore
+    from fedloom.tracking.checkpoint import CheckpointFolder
+    from fedloom.tracking.manifest import check_same, describe_prepared
+    from fedloom.tracking.rundir import read_manifest
+
+    path = Path(path).resolve()
+    experiment = load_run(path)
+    checkpoints = CheckpointFolder(path / "checkpoints", experiment.checkpoints)
+    progress = checkpoints.load(checkpoints.newest() if round is None else round)
+    prepared = prepare(experiment)
+    check_same(read_manifest(path), describe_prepared(prepared), path)
+    return OpenedRun(path, prepared, progress, ClientStore(path / "clients"))
 
 
 def _drive(
@@ -136,7 +176,8 @@ def _federate(
     told: list[Callable[[dict[str, Any]], None]] = [lambda record, tell=tell: tell(name, record) for tell in listeners]  # type: ignore[misc]
     curves = Curves(run_dir.path / "tensorboard") if prepared.experiment.tensorboard else None
     federation = Federation(prepared, run_dir, [*told, *([curves] if curves else [])], stop_asked)
-    run_dir.update_manifest(grouping=federation.engine.sizing.describe(), group_size=federation.engine.sizing.group_size)
+    sizing = federation.engine.sizing
+    run_dir.update_manifest(grouping=sizing.how, group_size=sizing.group_size)
     try:
         finished = federation.run()
     finally:
@@ -169,8 +210,6 @@ def _yardstick(
     try:
         if inner.manifest()["status"] == "finished":
             return True
-        from dataclasses import replace
-
         variant = replace(prepared, experiment=experiment).with_algorithm(algorithm)
         finished = _federate(variant, inner, name, listeners, stop_asked)
         inner.update_manifest(status="finished" if finished else "stopped")

@@ -82,7 +82,7 @@ class ClientError(FedloomError):
 
 @dataclass(frozen=True)
 class Mistake:
-    """One mistake in an experiment file: the dotted key ("": the whole file), its line (0: an override), what, the fix."""
+    """One mistake in an experiment file: its key ("": the whole file), line (0: an override), what, the fix."""
 
     key: str
     line: int

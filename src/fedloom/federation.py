@@ -84,6 +84,7 @@ class Federation:
 
     def _begin(self) -> Progress:
         """Where the newest checkpoint left off, or round 0: the model as it is before any training."""
+        self.checkpoints.clean()
         rounds = self.checkpoints.rounds()
         if rounds:
             progress = self.checkpoints.load(rounds[-1])

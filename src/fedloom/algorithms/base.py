@@ -31,6 +31,8 @@ class Algorithm(BaseModel):
     paper: ClassVar[str]
     personal: ClassVar[bool] = False
     """Whether a client is judged with a vector of its own (in its state, under `own`) rather than the server's."""
+    federated: ClassVar[bool] = True
+    """Whether anything travels; false for the yardsticks, whose bytes are none."""
     pooled: ClassVar[bool] = False
     """Whether all clients' rows are pooled into one client first."""
 

@@ -20,4 +20,5 @@ class Central(Algorithm):
 
     title: ClassVar[str] = "All data pooled"
     paper: ClassVar[str] = "a yardstick, not a method"
+    federated: ClassVar[bool] = False
     pooled: ClassVar[bool] = True

@@ -22,6 +22,7 @@ class Local(Algorithm):
 
     title: ClassVar[str] = "Each client alone"
     paper: ClassVar[str] = "a yardstick, not a method"
+    federated: ClassVar[bool] = False
     personal: ClassVar[bool] = True
 
     def client_state(self, w: Tensor) -> State:

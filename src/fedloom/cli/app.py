@@ -38,9 +38,12 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"fedloom {version('fedloom')}")
+        try:
+            typer.echo(f"fedloom {version('fedloom')}")
+        except PackageNotFoundError:
+            typer.echo("fedloom, from a source tree that is not installed")
         raise typer.Exit
 
 
@@ -73,4 +76,4 @@ _register()
 
 def main() -> None:
     """The console script."""
-    app()
+    app(prog_name="fedloom")

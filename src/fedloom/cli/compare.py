@@ -16,7 +16,9 @@ __all__ = ["compare"]
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Two or more run directories.", metavar="RUN RUN ...")],
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    html: Annotated[Path | None, typer.Option("--html", help="Also write one HTML page with the curves overlaid.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Also write one HTML page with the curves overlaid.")
+    ] = None,
 ) -> None:
     """Show runs side by side, and what differs between their files.
 
@@ -39,6 +41,7 @@ def compare(
 
 
 def _print(comparison: Comparison) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -46,13 +49,17 @@ def _print(comparison: Comparison) -> None:
     from fedloom.tracking.report.wording import clean, count, duration, lower_is_better, metric_label, number, size
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a file or a pipe has no width to fit into
     metric = comparison.metric
     better = "lower" if lower_is_better(metric) else "higher"
-    table = Table(title=f"{metric_label(metric)} ({better} is better)", title_justify="left")
-    table.add_column("run", overflow="fold")
-    table.add_column("algorithm")
+    table = Table(
+        title=f"{metric_label(metric)} ({better} is better)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("run", overflow="fold", min_width=10)
+    table.add_column("algorithm", overflow="fold", min_width=9)
     for name in ("rounds", "before", "after", "best", "up", "down", "tokens", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     for row in comparison.rows:
         values = [number(v, metric) for v in (row.before, row.after, row.best)]
         sums = [size(row.bytes_up), size(row.bytes_down), count(row.tokens), duration(row.seconds)]
@@ -60,7 +67,7 @@ def _print(comparison: Comparison) -> None:
         table.add_row(*(Text(t) for t in (name, clean(row.algorithm), count(row.rounds), *values, *sums)))
     console.print(table)
     if comparison.differences:
-        differing = Table(title="What differs in their files", title_justify="left")
+        differing = Table(title="What differs in their files", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for heading in ("option", *(row.name for row in comparison.rows)):
             differing.add_column(Text(clean(heading)), overflow="fold")
         for difference in comparison.differences:

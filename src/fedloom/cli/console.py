@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from fedloom.errors import FedloomError
-
-if TYPE_CHECKING:
-    from click import Context
 
 __all__ = ["Verbs", "print_json"]
 
@@ -20,19 +17,20 @@ _USER_INPUT, _OTHER, _INTERRUPTED = 2, 1, 130
 
 
 class Verbs(TyperGroup):
-    """The verbs, with errors told in one paragraph: exit code 2 for the user's input, 130 when interrupted, 1 for the rest.
+    """The verbs, with errors told in one paragraph.
 
-    `--debug`, anywhere on the line, shows the traceback.
+    Exit codes: 2 when the user's input is wrong, 130 when interrupted, 1 for the rest. `--debug`, anywhere on the line,
+    shows the traceback.
     """
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Let `--debug` stand behind the verb too."""
         end = args.index("--") if "--" in args else len(args)
         if "--debug" in args[:end]:
             args = ["--debug", *(arg for at, arg in enumerate(args) if arg != "--debug" or at > end)]
         return super().parse_args(ctx, args)
 
-    def invoke(self, ctx: Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
         try:
             return super().invoke(ctx)
@@ -40,20 +38,18 @@ class Verbs(TyperGroup):
             _stop(ctx, error, "interrupted", _INTERRUPTED)
         except BrokenPipeError:
             # The reader of our output has gone (`fedloom list models | head`); nobody is left to tell.
-            sys.stdout = None  # type: ignore[assignment]
+            sys.stdout = None
             raise typer.Exit(_OTHER) from None
         except FedloomError as error:
             _stop(ctx, error, f"error: {error}", error.exit_code)
-        except (typer.Exit, typer.Abort):
-            raise
         except Exception as error:
             if type(error).__module__.startswith(("click", "typer")):
-                raise  # a mistake in the arguments, which typer tells itself
+                raise  # the end of a verb, or a mistake in the arguments, which typer tells itself
             what = f"error: {type(error).__name__}: {error}".rstrip(": ")
             _stop(ctx, error, f"{what}. This is a fault of fedloom; run again with --debug to see where.", _OTHER)
 
 
-def _stop(ctx: Context, error: BaseException, message: str, code: int) -> NoReturn:
+def _stop(ctx: Any, error: BaseException, message: str, code: int) -> NoReturn:
     if ctx.params.get("debug"):
         import traceback
 

@@ -8,7 +8,18 @@ import typer
 
 __all__ = ["doctor"]
 
-_REQUIRED = ("torch", "transformers", "peft", "datasets", "safetensors", "numpy", "pyarrow", "pydantic", "tensorboard")
+_REQUIRED = (
+    "fedloom",
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+    "pydantic",
+    "tensorboard",
+)
 _OPTIONAL = {"npm": "fetches the sample data sets that are published on npm; comes with Node.js"}
 
 
@@ -32,12 +43,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 def examine() -> dict[str, dict[str, Any]]:
     """The state of this installation."""
     import platform
-    from importlib.metadata import version
 
-    versions = {"Python": platform.python_version(), "fedloom": version("fedloom")}
     return {
         "system": {"platform": platform.platform(), **_machine()},
-        "packages": versions | {name: _version(name) for name in _REQUIRED},
+        "packages": {"python": platform.python_version(), **{name: _version(name) for name in _REQUIRED}},
         "devices": _devices(),
         "cache": _cache(),
         "optional": _optional(),

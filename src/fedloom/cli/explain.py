@@ -10,7 +10,9 @@ __all__ = ["explain"]
 
 
 def explain(
-    key: Annotated[str, typer.Argument(metavar="[KEY]", help="A key like local.lr, or a section.", show_default=False)] = "",
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="A key like local.lr, or a section.", show_default=False)
+    ] = "",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema, for editors.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Explain every key.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

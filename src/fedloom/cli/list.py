@@ -11,7 +11,7 @@ __all__ = ["list_"]
 
 
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="[KIND]", help="What to list; all kinds are named without it.")] = "",
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="What to list; all kinds are named without it.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what there is: algorithms, tasks, models, datasets, partitions, templates, optimizers, schedules, engines.
@@ -39,7 +39,11 @@ def list_(
 
 def _details(row: dict[str, Any]) -> list[str]:
     """What else is known of a row, a line each."""
-    lines = [f"{key}: {_text(value)}" for key, value in row.items() if key not in ("name", "title", "bytes", "rows") and value]
+    lines = [
+        f"{key}: {_text(value)}"
+        for key, value in row.items()
+        if key not in ("name", "title", "bytes", "rows") and value
+    ]
     if row.get("bytes"):
         size = f"{row['bytes'] / 1e6:.1f} MB to download"
         lines.insert(0, f"{row['rows']:,} rows, {size}" if row.get("rows") else size)

@@ -16,7 +16,7 @@ __all__ = ["validate"]
 def validate(
     file: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Options to change.", show_default=False)
+        list[str] | None, typer.Argument(metavar="key.sub=value", help="Options to change.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -9,7 +9,7 @@ import json
 import struct
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -22,6 +22,8 @@ from fedloom.errors import FedloomError
 __all__ = ["Broadcast", "Header", "Update", "decode", "encode", "encoded_size"]
 
 _MAX_HEADER = 1 << 20
+
+H = TypeVar("H", bound="Header")
 
 
 class Header(BaseModel):
@@ -71,7 +73,9 @@ def _tensors_size(signature: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...
     return len(safetensors.torch.save({name: torch.zeros(shape, dtype=dtype) for name, dtype, shape in signature}))
 
 
-def decode[H: Header](data: bytes, kind: type[H], expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[H, dict[str, Tensor]]:
+def decode(
+    data: bytes, kind: type[H], expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+) -> tuple[H, dict[str, Tensor]]:
     """The header and tensors of a message of a known kind.
 
     Raises FedloomError when the message is longer than the declared tensors allow, holds other keys, names, types or shapes

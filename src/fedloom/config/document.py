@@ -5,7 +5,7 @@ YAML 1.2's core schema: `1e-3` is a number, `no` and `on` are words, a date is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,11 +30,12 @@ _TAGS = frozenset(["map", "seq", "str", "null", "bool", "int", "float", "timesta
 
 @dataclass
 class Document:
-    """The data of a file, the line of each place in it (0: set by an override), and the mistakes met in reading it."""
+    """The data of a file, the line of each place in it (0: set by an override), and the mistakes met so far."""
 
     data: Any = None
     lines: dict[Place, int] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
+    unreadable: set[Place] = field(default_factory=set)
 
     def line(self, place: Place) -> int:
         """The line of a place; of the section it belongs in, when it is not in the file."""
@@ -46,21 +47,19 @@ class Document:
         """Note a mistake at a place."""
         self.mistakes.append(Mistake(dotted(place), self.line(place), what, fix))
 
-    def override(self, assignments: Iterable[str]) -> None:
-        """Apply `key.sub=value`; a value is YAML, sections on the way are made."""
-        for assignment in assignments:
-            key, equals, text = assignment.partition("=")
-            place: Place = tuple(key.strip().split("."))
-            if not equals or not all(place):
-                self.mistakes.append(Mistake(assignment, 0, "this is not key.sub=value", "Write it like local.lr=1e-3"))
-            elif not text.strip():
-                self.mistakes.append(Mistake(key, 0, "no value is given", f"Write {key}=null to take it out"))
-            else:
-                value = parse(text)
-                for mistake in value.mistakes:
-                    self.mistakes.append(Mistake(key, 0, mistake.what, mistake.fix))
-                if not value.mistakes:
-                    self._set(place, value.data)
+    def override(self, assignment: str) -> None:
+        """Apply `key.sub=value`; the value is YAML, sections on the way are made."""
+        key, equals, text = assignment.partition("=")
+        place: Place = tuple(key.strip().split("."))
+        if not equals or not all(place):
+            self.mistakes.append(Mistake(assignment, 0, "this is not key.sub=value", "Write it like local.lr=1e-3"))
+        elif not text.strip():
+            self.mistakes.append(Mistake(key, 0, "no value is given", f"Write {key}=null to take it out"))
+        else:
+            value = parse(text)
+            self.mistakes += [Mistake(key, 0, mistake.what, mistake.fix) for mistake in value.mistakes]
+            if not value.mistakes:
+                self._set(place, value.data)
 
     def _set(self, place: Place, value: Any) -> None:
         section: Any = self.data
@@ -128,7 +127,7 @@ class _Builder:
         self.left -= 1
         self.document.lines.setdefault(place, node.start_mark.line + 1)
         if any(node is outer for outer in inside) or self.left == 0:
-            self.document.report(place, "an alias (*) repeats itself without end", "Write the value out")
+            self._refuse(place, "an alias (*) repeats itself without end", "Write the value out")
         if any(node is outer for outer in inside) or self.left <= 0:
             return None
         if str(node.tag).removeprefix("tag:yaml.org,2002:") not in _TAGS:
@@ -140,6 +139,10 @@ class _Builder:
         if isinstance(node, SequenceNode):
             return [self.build(item, (*place, at), (*inside, node)) for at, item in enumerate(node.value)]
         return _scalar(str(node.tag), str(node.value))
+
+    def _refuse(self, place: Place, what: str, fix: str) -> None:
+        self.document.report(place, what, fix)
+        self.document.unreadable.add(place)
 
     def _mapping(self, node: MappingNode, place: Place, inside: tuple[Node, ...]) -> dict[str, Any]:
         result: dict[str, Any] = {}

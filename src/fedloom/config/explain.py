@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fedloom.config.keys import Option, kind_of, options, sections, show, type_of
+from fedloom.config.keys import Option, choices, kind_of, options, sections, show, type_of
 from fedloom.config.schema import Experiment
 from fedloom.errors import UsageError
 
-__all__ = ["explain", "json_schema"]
+__all__ = ["describe", "explain", "json_schema"]
 
 
 def explain(key: str = "") -> str:
@@ -25,14 +25,46 @@ def explain(key: str = "") -> str:
         UsageError: no such key; the nearest is named.
     """
     if not key:
-        return "\n".join([f"{Experiment.__doc__}", *_keys([o for o in options() if "." not in o.key])])
+        return "\n".join([f"{Experiment.__doc__}", *_keys(_find(key))])
+    found = _find(key)
+    keys = dict.fromkeys(option.key for option in found)
+    return "\n\n".join(_explain([option for option in found if option.key == name]) for name in keys)
+
+
+def describe(key: str = "") -> list[dict[str, Any]]:
+    """What `explain` says, as data: an entry per key and kind."""
+    return [
+        {
+            "key": option.key,
+            "kind": option.kind,
+            "description": option.field.description or "",
+            "type": type_of(option.field),
+            "required": option.field.is_required(),
+            "default": None if option.field.is_required() else _plain(option.field.default),
+            "choices": list(choices(option.field.annotation) or _kind_names(option.field.annotation)),
+        }
+        for option in _find(key)
+    ]
+
+
+def _plain(default: Any) -> Any:
+    return default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+
+
+def _kind_names(annotation: Any) -> list[str]:
+    """The kinds of a section; none of a section without kinds."""
+    return [kind for kind in sections(annotation) if kind]
+
+
+def _find(key: str) -> list[Option]:
+    if not key:
+        return [option for option in options() if "." not in option.key]
     found = [option for option in options() if option.key == key]
     if not found:
         found = [option for option in options() if option.key.rpartition(".")[2] == key != "kind"]
     if not found:
         raise _no_such_key(key)
-    keys = dict.fromkeys(option.key for option in found)
-    return "\n\n".join(_explain([option for option in found if option.key == name]) for name in keys)
+    return found
 
 
 def _explain(found: list[Option]) -> str:
@@ -119,7 +151,8 @@ def _no_such_key(key: str) -> UsageError:
     close = get_close_matches(key, keys, n=1, cutoff=0.6)
     leaf = get_close_matches(key.rpartition(".")[2], list(leaves), n=1, cutoff=0.6)
     meant = close[0] if close else leaves[leaf[0]] if leaf else None
-    parent = [name for name in keys if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    home = key.rpartition(".")[0]
+    parent = [name for name in keys if home and name.rpartition(".")[0] == home]
     fix = (
         f"Did you mean {meant!r}?"
         if meant

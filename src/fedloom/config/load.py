@@ -47,8 +47,10 @@ def load(
     base = base or path.resolve().parent
     document = _read(path)
     document.data = _with_kinds(document.data, Experiment, document)
-    document.override(overrides)
-    data = document.data = _with_kinds(document.data, Experiment, document)
+    for assignment in overrides:
+        document.override(assignment)
+        document.data = _with_kinds(document.data, Experiment, document)
+    data = document.data
 
     experiment, faulty = _experiment(document)
     experiment._base = base

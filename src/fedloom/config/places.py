@@ -8,13 +8,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from fedloom.config.reference import find_module, is_reference
-from fedloom.config.rules import RULES, Facts, Finding, SampleInfo, rule
+from fedloom.config.rules import DATA_SUFFIXES, RULES, Facts, Finding, SampleInfo, rule
 from fedloom.config.schema import ColumnPartition, DirichletPartition, Experiment, GivenPartition
 from fedloom.errors import FedloomError, nearest
 
-__all__ = ["DATA_SUFFIXES", "RULES"]
+__all__ = ["RULES"]
 
-DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _UNREADABLE = (
     ".txt",
     ".tsv",
@@ -31,6 +30,7 @@ _UNREADABLE = (
     ".zst",
     ".db",
 )
+_HUB_CONFIGURATION = re.compile(r"[\w.-]+/[\w.-]+:[\w.-]+")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".onnx")
 
 
@@ -54,6 +54,8 @@ def _source(e: Experiment, facts: Facts) -> Iterator[Finding]:
     source, suffix = e.data.source, Path(e.data.source).suffix.lower()
     if source.startswith("sample:"):
         yield from _sample_mistake("data.source", _ask_sample(source, "dataset", facts))
+    elif _HUB_CONFIGURATION.fullmatch(source) and ".py:" not in source:
+        return
     elif mistake := _not_a_reference("data.source", source, facts.base):
         yield mistake
     elif suffix in _UNREADABLE and not _at(source, facts.base).is_dir():

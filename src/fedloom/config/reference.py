@@ -19,15 +19,18 @@ __all__ = ["find_module", "is_reference", "load_attribute"]
 
 _NAME = r"[^\W\d]\w*"
 _REFERENCE = re.compile(rf"(?P<module>{_NAME}(?:\.{_NAME})*):(?P<attribute>{_NAME}(?:\.{_NAME})*)")
-_path_lock = threading.Lock()
-_from_folders: set[str] = set()
-"""Modules that were imported from the folder of an experiment."""
+_path_lock = threading.RLock()  # an imported module may name another
+_from_folders: dict[str, Path] = {}
+"""The modules that were imported from an experiment's folder, and that folder."""
 
 
 def is_reference(text: str) -> bool:
-    """Whether a text is `module:attribute`; `sample:name`, a URL and a Windows drive (`C:data`) are not."""
+    """Whether a text is `module:attribute`; `sample:name`, `file.py:name`, a URL and a drive (`C:x`) are not."""
     match = _REFERENCE.fullmatch(text)
-    return match is not None and match["module"] != "sample" and len(match["module"]) > 1
+    if match is None:
+        return False
+    module = match["module"]
+    return module.lower() != "sample" and not module.endswith(".py") and len(module) > 1
 
 
 def find_module(reference: str, base: Path) -> UsageError | None:
@@ -47,44 +50,51 @@ def load_attribute(reference: str, base: Path) -> object:
     if not is_reference(reference):
         raise UsageError(f"{reference!r} is not module:attribute", fix="Write it like my_model:build, without .py")
     module_name, _, attribute = reference.partition(":")
-    with _first_on_path(base):
-        _make_room(reference, module_name.partition(".")[0], base)
-        module = _import(reference, module_name, base)
-    found: object = module
+    if module_name.startswith("fedloom."):
+        found = _import(reference, module_name, base)
+    else:
+        found = _import_from(base.resolve(), reference, module_name)
     for name in attribute.split("."):
         if not hasattr(found, name):
-            public = (
-                [candidate for candidate in vars(found) if not candidate.startswith("_")]
-                if hasattr(found, "__dict__")
-                else []
-            )
-            fix = nearest(name, public) if public else None
-            raise UsageError(f"{module_name} has no attribute {name!r}", where=reference, fix=fix)
+            public = [other for other in dir(found) if not other.startswith("_")]
+            raise UsageError(f"{module_name} has no attribute {name!r}", where=reference, fix=nearest(name, public))
         found = getattr(found, name)
     return found
 
 
-def _make_room(reference: str, top: str, base: Path) -> None:
-    """Python keeps one module a name: forget one of another experiment's folder, refuse one of Python or a package."""
-    spec = PathFinder.find_spec(top, [str(base.resolve())])
-    loaded = sys.modules.get(top)
-    if spec is None or loaded is None or getattr(loaded, "__spec__", None) is None:
-        return
-    assert loaded.__spec__ is not None
-    if loaded.__spec__.origin == spec.origin:
-        return
-    if top not in _from_folders:
-        what = f"the name {top!r} is taken by {loaded.__spec__.origin or 'Python itself'}"
-        raise UsageError(what, where=reference, fix=f"Rename {top}.py in {base}")
-    for name in [name for name in sys.modules if name.partition(".")[0] == top]:
+def _import_from(folder: Path, reference: str, module: str) -> object:
+    with _first_on_path(folder):
+        _make_room(reference, module.partition(".")[0], folder)
+        before = set(sys.modules)
+        try:
+            return _import(reference, module, folder)
+        finally:
+            _remember(folder, before)
+
+
+def _make_room(reference: str, top: str, folder: Path) -> None:
+    """Python keeps one module a name: forget those of other experiments' folders, refuse to hide one of a library."""
+    for name in [name for name in sys.modules if _from_folders.get(name.partition(".")[0], folder) != folder]:
         del sys.modules[name]
+    for name in [name for name, owner in _from_folders.items() if owner != folder]:
+        del _from_folders[name]
+    own, loaded = PathFinder.find_spec(top, [str(folder)]), sys.modules.get(top)
+    if loaded is None or top in _from_folders or own is None or own.origin is None:
+        return
+    if getattr(loaded.__spec__, "origin", None) != own.origin:
+        raise UsageError(f"{top!r} is the name of a library", where=reference, fix=f"Rename {top}.py in {folder}")
+
+
+def _remember(folder: Path, before: set[str]) -> None:
+    """Note the modules that came from the folder itself."""
+    for name in set(sys.modules) - before:
+        origin = getattr(getattr(sys.modules[name], "__spec__", None), "origin", None)
+        if "." not in name and origin and folder in (Path(origin).parent, Path(origin).parent.parent):
+            _from_folders[name] = folder
 
 
 def _import(reference: str, name: str, base: Path) -> object:
-    top = name.partition(".")[0]
     try:
-        if top not in sys.modules and PathFinder.find_spec(top, [str(base.resolve())]):
-            _from_folders.add(top)
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
@@ -131,11 +141,10 @@ def _not_found(reference: str, module: str, base: Path) -> UsageError:
 @contextmanager
 def _first_on_path(folder: Path) -> Iterator[None]:
     """The folder is searched first for modules, only inside the block."""
-    entry = str(folder.resolve())
     with _path_lock:
-        sys.path.insert(0, entry)
+        sys.path.insert(0, str(folder))
         importlib.invalidate_caches()
         try:
             yield
         finally:
-            sys.path.remove(entry)
+            sys.path.remove(str(folder))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -15,7 +16,10 @@ from fedloom.config.reference import is_reference
 from fedloom.config.schema import DirichletPartition, Experiment, FullAdapter, LoraAdapter, Section
 from fedloom.errors import nearest
 
-__all__ = ["RULES", "Facts", "Finding", "SampleInfo", "TaskInfo", "check", "rule", "unused"]
+__all__ = ["DATA_SUFFIXES", "RULES", "Facts", "Finding", "SampleInfo", "TaskInfo", "check", "rule", "unused"]
+
+
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
 class TaskInfo(Protocol):
@@ -111,6 +115,10 @@ def _is_hub_name(path: str) -> bool:
     return not (path.startswith(("sample:", ".", "/", "~")) or is_reference(path))
 
 
+def _has_splits(source: str) -> bool:
+    return not (source.startswith("sample:") or is_reference(source) or source.lower().endswith(DATA_SUFFIXES))
+
+
 _NOT_SGD = "only sgd has it, and the optimizer is {e.local.optimizer}"
 _NOT_ADAM = "only adam and adamw have it, and the optimizer is sgd"
 _NO_FINAL = "a constant schedule has no final factor"
@@ -130,6 +138,8 @@ _UNUSED = (
            _NO_FINAL, "Take it out, or set kind: linear or kind: cosine"),
     Unused("model.revision", ("model.path",), lambda e: not _is_hub_name(e.model.path),
            "only a hub model has revisions, and the path is {e.model.path}", "Take it out"),
+    Unused("data.split", ("data.source",), lambda e: not _has_splits(e.data.source),
+           "only a hub name or a folder of datasets has splits, and the source is {e.data.source}", "Take it out"),
     Unused("evaluation.metric", ("data.held_out",), _unjudged,
            "{e.evaluation.metric} is measured on held-out rows, and data.held_out is 0",
            "Set data.held_out: 0.1, or metric: train_loss"),
@@ -334,10 +344,9 @@ def _fields(e: Experiment, facts: Facts) -> Iterator[Finding]:
         valid = [*facts.task.required_fields, *facts.task.optional_fields]
         for field, column in columns.items():
             if field not in valid:
-                swapped = (
-                    f"Write `{column}: {field}`: our field comes first" if column in valid else nearest(field, valid)
-                )
-                yield Finding(f"data.fields.{field}", f"{e.model.task} has no field {field!r}", swapped)
+                swapped = column in valid and not get_close_matches(field, valid)
+                fix = f"Write `{column}: {field}`: our field comes first" if swapped else nearest(field, valid)
+                yield Finding(f"data.fields.{field}", f"{e.model.task} has no field {field!r}", fix)
     for field, column in columns.items():
         if not column.strip():
             yield Finding(f"data.fields.{field}", "no column is given", "Write the name of your column, or take it out")

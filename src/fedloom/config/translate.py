@@ -94,7 +94,7 @@ def translate(error: ValidationError, root: type[BaseModel], document: Document,
 
     What was validated against `root` stands at `prefix` in the file.
     """
-    faulty: set[Place] = set()
+    faulty: set[Place] = set(document.unreadable)
     unknown: dict[Place, str] = {}
     missing: dict[Place, type[BaseModel]] = {}
     for detail in error.errors(include_url=False):
@@ -159,9 +159,9 @@ def _unknown(spot: _Spot, document: Document, faulty: set[Place]) -> str:
     plain = name.lower().replace("-", "_")
     meant = OTHER_NAMES.get(f"{dotted(parent)}.{plain}", OTHER_NAMES.get(plain, ""))
     home, _, leaf = meant.rpartition(".")
-    if meant and home == dotted(parent) and leaf in free:
+    if meant and home == dotted(parent) and leaf in here:
         faulty.add((*parent, leaf))
-        return f"Here it is called `{leaf}`"
+        return f"Here it is called `{leaf}`" + ("" if leaf in free else ", and is given too")
     same = [option for option in options() if option.key.rpartition(".")[2] == name != "kind"]
     if kinds := sorted({option.kind for option in same if option.kind and option.key == dotted(spot.place)}):
         return f"`{name}` belongs to kind {' or '.join(kinds)}. Valid here: {', '.join(sorted(here))}"

@@ -1,4 +1,6 @@
-"""`python -m fedloom.data._gguf FILE.gguf FOLDER`: write a GGUF causal language model as a Hugging Face folder in fp32."""
+"""`python -m fedloom.data._gguf FILE.gguf FOLDER`: write a GGUF causal language model as a Hugging Face folder in
+fp32.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ def main(gguf: Path, out: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are plain fp32 tensors now, yet transformers still calls the model quantised and would refuse to save it.
+    # The weights are plain fp32 tensors now, yet transformers still calls the model quantised and would refuse to
+    # save it.
     model.hf_quantizer = None
     del model.config.quantization_config
     for config in (model.config, model.generation_config):

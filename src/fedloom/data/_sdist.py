@@ -1,9 +1,10 @@
-"""`python _sdist.py PACKAGE FILE FOLDER`: download one file of a package's index page with pip's own session, and stop there.
+"""`python _sdist.py PACKAGE FILE FOLDER`: download one file of a package with pip's own session, and stop there.
 
 `pip download` prepares what it downloads, and to prepare a source archive is to run its setup.py, even with --no-deps
-and before its hash is compared with anything of ours. No option of pip turns that off. So pip is used up to the download only:
-its configured indexes, find-links, proxies, certificates and credentials. This is pip's private interface, hence a process
-of its own and an exit status (4) that says so when it has changed; wheels never come this way.
+and before its hash is compared with anything of ours. No option of pip turns that off. So pip is used up to the
+download only: its configured indexes, find-links, proxies, certificates and credentials. This is pip's private
+interface, hence a process of its own and an exit status (4) that says so when it has changed; wheels never come this
+way.
 """
 
 from __future__ import annotations

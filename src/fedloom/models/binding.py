@@ -80,10 +80,9 @@ class Binding:
 
         if isinstance(site, lora.Linear):
             a, b = leaf(site.lora_A[_ADAPTER].weight), leaf(site.lora_B[_ADAPTER].weight)
-            return partial(_grouped_lora, site, a.transpose(1, 2), b.transpose(1, 2), site.scaling[_ADAPTER])
+            return partial(_grouped_lora, site, a, b, site.scaling[_ADAPTER])
         assert isinstance(site, nn.Linear)
-        bias = leaf(site.bias).unsqueeze(1) if site.bias is not None else None
-        return partial(_grouped_linear, leaf(site.weight).transpose(1, 2), bias)
+        return partial(_grouped_linear, leaf(site.weight), None if site.bias is None else leaf(site.bias))
 
     def _find_sites(self) -> tuple[list[nn.Module], str | None]:
         """The modules that own trainable parameters, and why they cannot be grouped, if they cannot."""
@@ -109,18 +108,26 @@ def _as_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, .
     return (inputs[0].to(module.weight.dtype), *inputs[1:])  # type: ignore[arg-type]
 
 
+# The maps below transpose and reshape the leaves anew at every call: a view made earlier, of memory the optimizer has written to
+# since, would make autograd rebuild it through a dense gradient of the whole bank.
+
+
 def _grouped_lora(site: lora.Linear, a: Tensor, b: Tensor, scaling: float, x: Tensor) -> Tensor:
-    """W x + (alpha / r) B_k A_k x for block k of the batch; `a` is `[K, in, r]`, `b` is `[K, r, out]`."""
+    """W x + (alpha / r) B_k A_k x for block k of the batch; `a` is `[K, r, in]`, `b` is `[K, out, r]`."""
     base = site.base_layer(x)
-    k = a.shape[0]
-    z = torch.bmm(site.lora_dropout[_ADAPTER](x).to(a.dtype).reshape(k, -1, x.shape[-1]), a)
+    z = torch.bmm(_blocks(site.lora_dropout[_ADAPTER](x).to(a.dtype), len(a)), a.transpose(1, 2))
     if base.dtype == b.dtype:
-        return torch.baddbmm(base.reshape(k, -1, base.shape[-1]), z, b, alpha=scaling).view(base.shape)
-    return base + (torch.bmm(z, b) * scaling).view(base.shape).to(base.dtype)
+        return torch.baddbmm(_blocks(base, len(a)), z, b.transpose(1, 2), alpha=scaling).view(base.shape)
+    return base + (torch.bmm(z, b.transpose(1, 2)) * scaling).view(base.shape).to(base.dtype)
 
 
 def _grouped_linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """x W_k + b_k for block k of the batch; `weight` is `[K, in, out]`, `bias` is `[K, 1, out]`."""
-    blocks = x.to(weight.dtype).reshape(weight.shape[0], -1, x.shape[-1])
-    y = torch.bmm(blocks, weight) if bias is None else torch.baddbmm(bias, blocks, weight)
+    """x W_k + b_k for block k of the batch; `weight` is `[K, out, in]`, `bias` is `[K, out]`."""
+    blocks, maps = _blocks(x.to(weight.dtype), len(weight)), weight.transpose(1, 2)
+    y = torch.bmm(blocks, maps) if bias is None else torch.baddbmm(bias.unsqueeze(1), blocks, maps)
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _blocks(x: Tensor, k: int) -> Tensor:
+    """`[K*B, ..., d]` as `[K, B*..., d]`."""
+    return x.reshape(k, -1, x.shape[-1])

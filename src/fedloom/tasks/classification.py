@@ -47,8 +47,11 @@ class Classification:
         for k, own in enumerate(rows):
             targets[k, : len(own)] = labels[own]
         counts = [len(r) for r in rows]
+        inputs = {"input_ids": input_ids, "attention_mask": attention}
+        if "token_type_ids" in table.columns:
+            inputs["token_type_ids"] = join_ragged(*table.ragged("token_type_ids"), rows, 0)[0]
         return Batch(
-            inputs={"input_ids": input_ids, "attention_mask": attention},
+            inputs=inputs,
             targets=torch.from_numpy(targets.reshape(-1)),
             items=counts,
             rows=counts,

@@ -46,13 +46,25 @@ class CheckpointFolder:
 
     def __init__(self, folder: Path, keep: Checkpoints) -> None:
         self._folder, self._keep = folder, keep
-        folder.mkdir(exist_ok=True)
-        for left in folder.glob(".round-*.tmp"):  # of a process that was killed while saving
+
+    def clean(self) -> None:
+        """Remove what a process that was killed while saving left behind."""
+        for left in self._folder.glob(".round-*.tmp"):
             shutil.rmtree(left)
 
     def rounds(self) -> list[int]:
         """The rounds that have a checkpoint, ascending."""
         return sorted(int(p.name.removeprefix("round-")) for p in self._folder.glob("round-*"))
+
+    def newest(self) -> int:
+        """The newest round that has a checkpoint.
+
+        Raises CheckpointError when there is none.
+        """
+        rounds = self.rounds()
+        if not rounds:
+            raise CheckpointError("there is no checkpoint yet", where=str(self._folder), fix="run `fedloom resume` first")
+        return rounds[-1]
 
     def save(self, progress: Progress) -> None:
         """Save a checkpoint, then delete those no rule keeps.
@@ -86,6 +98,9 @@ class CheckpointFolder:
         Raises CheckpointError when it is damaged.
         """
         path = self._path(round)
+        if not path.exists():
+            have = ", ".join(map(str, self.rounds())) or "none"
+            raise CheckpointError(f"there is no checkpoint of round {round}", where=str(self._folder), why=f"there are: {have}")
         try:
             content = (path / "state.safetensors").read_bytes()
             numbers: dict[str, Any] = json.loads((path / "state.json").read_text())

@@ -1,4 +1,4 @@
-"""Runs side by side: their results, what differs between their files, and whether the numbers may be compared at all."""
+"""Runs side by side: their results, what differs in their files, and whether the numbers may be compared at all."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows in the order given; warnings: why the numbers are not of one and the same experiment."""
+    """Rows in the order given; warnings: what to mind; comparable: same data, partition and base model."""
 
     metric: str
     rows: tuple[ComparisonRow, ...]
     differences: tuple[Difference, ...]
     warnings: tuple[str, ...]
+    comparable: bool
 
     def as_dict(self) -> Record:
         """The comparison as JSON-ready values."""
@@ -59,7 +60,7 @@ class Comparison:
 def compare(run_dirs: Sequence[Path | str]) -> Comparison:
     """Compare two or more runs.
 
-    Raises `RunArgumentError` for fewer than two, for one named twice, for different tasks and where no metric is common.
+    Raises `RunArgumentError` for fewer than two runs, one named twice, different tasks, and no metric in common.
     """
     return _compare(_open(run_dirs))
 
@@ -70,7 +71,9 @@ def write_comparison(run_dirs: Sequence[Path | str], path: Path | str) -> Path:
 
     runs, path = _open(run_dirs), Path(path)
     if not path.parent.is_dir():
-        raise RunArgumentError("the page cannot be written", where=str(path), why="There is no such folder", fix="Create it first")
+        raise RunArgumentError(
+            "the page cannot be written", where=str(path), why="There is no such folder", fix="Create it first"
+        )
     comparison = _compare(runs)
     content = {
         "title": " and ".join(r.name for r in comparison.rows) if len(runs) == 2 else f"{len(runs)} runs",
@@ -87,7 +90,9 @@ def write_comparison(run_dirs: Sequence[Path | str], path: Path | str) -> Path:
 
 def _open(run_dirs: Sequence[Path | str]) -> list[RunFiles]:
     if len(run_dirs) < 2:
-        raise RunArgumentError("a comparison needs at least two runs", fix="Name two or more: `fedloom compare runs/A runs/B`")
+        raise RunArgumentError(
+            "a comparison needs at least two runs", fix="Name two or more: `fedloom compare runs/A runs/B`"
+        )
     folders = [Path(d).resolve() for d in run_dirs]
     twice = next((str(d) for k, d in enumerate(run_dirs) if folders[k] in folders[:k]), None)
     if twice:
@@ -103,11 +108,18 @@ def _compare(runs: Sequence[RunFiles]) -> Comparison:
             fix="Compare runs of one task; their metrics do not mean the same",
         )
     metric, warnings = _common_metric(runs)
-    warnings += _digest_warnings(runs)
+    digests = _digest_warnings(runs)
+    warnings += digests
     unfinished = [f"{run.name} ({run.status})" for run in runs if run.status != "finished"]
     if unfinished:
         warnings.append(f"Not finished: {', '.join(unfinished)}. Their numbers are those so far.")
-    return Comparison(metric, tuple(_row(run, metric) for run in runs), tuple(_differences(runs)), tuple(warnings))
+    return Comparison(
+        metric,
+        tuple(_row(run, metric, name) for run, name in zip(runs, _names(runs), strict=True)),
+        tuple(_differences(runs)),
+        tuple(warnings),
+        not digests,
+    )
 
 
 def _common_metric(runs: Sequence[RunFiles]) -> tuple[str, list[str]]:
@@ -115,7 +127,9 @@ def _common_metric(runs: Sequence[RunFiles]) -> tuple[str, list[str]]:
     common = [m for m in runs[0].metrics() if all(m in run.metrics() for run in runs[1:])]
     if not common:
         listed = "; ".join(f"{run.name}: {', '.join(run.metrics()) or 'none'}" for run in runs)
-        raise RunArgumentError("the runs hold no metric in common", why=listed, fix="Compare runs evaluated in the same way")
+        raise RunArgumentError(
+            "the runs hold no metric in common", why=listed, fix="Compare runs evaluated in the same way"
+        )
     watched = {run.metric for run in runs}
     if len(watched) == 1 and runs[0].metric in common:
         return runs[0].metric, []
@@ -125,7 +139,10 @@ def _common_metric(runs: Sequence[RunFiles]) -> tuple[str, list[str]]:
 def _digest_warnings(runs: Sequence[RunFiles]) -> list[str]:
     """Say when runs were not made from the same rows, the same partition or the same base model."""
     facts = {
-        "data": ([(r.manifest.get("data") or {}).get("digest") for r in runs], "they were trained and judged on different rows"),
+        "data": (
+            [(r.manifest.get("data") or {}).get("digest") for r in runs],
+            "they were trained and judged on different rows",
+        ),
         "partition": ([r.manifest.get("partition_digest") for r in runs], "their clients hold different rows"),
         "base model": ([r.manifest.get("base_model_digest") for r in runs], "they start from different weights"),
     }
@@ -134,17 +151,27 @@ def _digest_warnings(runs: Sequence[RunFiles]) -> list[str]:
         missing = [run.name for run, digest in zip(runs, digests, strict=True) if not digest]
         if len({d for d in digests if d}) > 1:
             shown = ", ".join(f"{run.name} {str(d)[:12]}" for run, d in zip(runs, digests, strict=True) if d)
-            warnings.append(f"The runs differ in their {what} ({shown}): {meaning}, so their numbers are not strictly comparable.")
+            warnings.append(
+                f"The runs differ in their {what} ({shown}): {meaning}, so their numbers are not strictly comparable."
+            )
         elif missing:
-            warnings.append(f"No {what} digest is known for {', '.join(missing)}: whether it is the same cannot be told.")
+            warnings.append(
+                f"No {what} digest is known for {', '.join(missing)}: whether it is the same cannot be told."
+            )
     return warnings
 
 
-def _row(run: RunFiles, metric: str) -> ComparisonRow:
+def _names(runs: Sequence[RunFiles]) -> list[str]:
+    """The runs' names; their paths where two have the same name."""
+    names = [run.name for run in runs]
+    return [run.shown_path if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
+
+
+def _row(run: RunFiles, metric: str, name: str) -> ComparisonRow:
     _, values = run.curve(metric)
     better = min if wording.lower_is_better(metric) else max
     return ComparisonRow(
-        name=run.name,
+        name=name,
         path=str(run.path),
         algorithm=str((run.manifest.get("algorithm") or {}).get("name") or "unknown"),
         status=run.status,
@@ -178,10 +205,10 @@ def _flatten(config: Record, prefix: str = "") -> Record:
 
 
 def _best(comparison: Comparison) -> int | None:
-    """The index of the run whose final value is best; None where no run has one, or the best is shared."""
+    """The index of the run whose final value is best; None where that cannot be said, or the best is shared."""
     sign = 1.0 if wording.lower_is_better(comparison.metric) else -1.0
     ranked = sorted((sign * row.after, k) for k, row in enumerate(comparison.rows) if row.after is not None)
-    if not ranked or (len(ranked) > 1 and ranked[0][0] == ranked[1][0]):
+    if not comparison.comparable or not ranked or (len(ranked) > 1 and ranked[0][0] == ranked[1][0]):
         return None
     return ranked[0][1]
 
@@ -196,7 +223,8 @@ def _figures(runs: Sequence[RunFiles], comparison: Comparison) -> list[Any]:
     figures = []
     for k, metric in enumerate([*metrics, "train_loss"]):
         lines = [
-            Line(run.name, CYCLE[i % len(CYCLE)], *run.curve(metric), dashed=i >= len(CYCLE)) for i, run in enumerate(runs)
+            Line(row.name, CYCLE[i % len(CYCLE)], *run.curve(metric), dashed=i >= len(CYCLE))
+            for i, (run, row) in enumerate(zip(runs, comparison.rows, strict=True))
         ]
         lines = [line for line in lines if line.values]
         svg = curve_figure(lines, metric, f"curve{k}", wide=k == 0)

@@ -9,19 +9,23 @@ __all__ = ["Curves"]
 
 
 class Curves:
-    """A listener that writes scalars; after a resume, later points of the killed run are hidden."""
+    """A listener that writes scalars; after a resume, the later points of the killed run are hidden."""
 
-    def __init__(self, folder: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=start)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
 
     def __call__(self, record: dict[str, Any]) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # seconds to import
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=record["round"])
         for name, value in record.items():
             if name != "round" and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, record["round"])  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, record["round"])
+        self._writer.flush()
 
     def close(self) -> None:
         """Flush and close the file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        if self._writer is not None:
+            self._writer.close()

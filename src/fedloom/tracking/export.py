@@ -15,7 +15,7 @@ from fedloom.errors import RunError
 from fedloom.files import atomic_folder
 from fedloom.models.binding import Binding
 
-__all__ = ["adapter_digest", "save_adapter", "save_merged"]
+__all__ = ["adapter_digest", "refuse_existing", "save_adapter", "save_merged"]
 
 
 def save_adapter(binding: Binding, w: Tensor, tokenizer: Any, base_model: str, folder: Path) -> str:
@@ -35,14 +35,19 @@ def save_merged(binding: Binding, w: Tensor, tokenizer: Any, folder: Path) -> No
 
     Raises RunError when the folder exists.
     """
-    if folder.exists():
-        raise RunError("the folder exists", where=str(folder), fix="choose another `--to`")
+    refuse_existing(folder)
     binding.load(w)
     model: Any = binding.model
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     with atomic_folder(folder) as aside:
         merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise RunError when a folder is already there."""
+    if folder.exists():
+        raise RunError("the folder exists", where=str(folder), fix="choose another `--to`")
 
 
 def adapter_digest(folder: Path) -> str:

@@ -15,7 +15,7 @@ from fedloom.config.schema import Experiment
 from fedloom.errors import RunError
 from fedloom.local.prepare import Prepared
 from fedloom.tracking.checkpoint import Progress
-from fedloom.tracking.reading import read_records
+from fedloom.tracking.reading import RunFiles
 
 __all__ = ["check_same", "describe_prepared", "first_manifest", "outcome"]
 
@@ -82,7 +82,6 @@ def check_same(manifest: Mapping[str, Any], now: Mapping[str, Any], path: Path) 
 
 def outcome(path: Path, progress: Progress) -> dict[str, Any]:
     """What came of it, from the records."""
-    records, _ = read_records(path / "metrics.jsonl")
     judged = [r for r in records if any(key.startswith("eval_") for key in r)]
     best = {"round": progress.best_round, "value": progress.best_value} if progress.best_round is not None else None
     return {

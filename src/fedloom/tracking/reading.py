@@ -15,7 +15,7 @@ from typing import Any
 
 from fedloom.errors import RunError
 
-__all__ = ["Record", "RunArgumentError", "RunFiles"]
+__all__ = ["Record", "RunArgumentError", "RunFiles", "read_records"]
 
 Record = dict[str, Any]
 YARDSTICKS = ("local", "central")
@@ -77,7 +77,7 @@ class RunFiles:
 
     @property
     def shown_path(self) -> str:
-        """The last two parts of the path, `runs/NAME`: what a reader can type, without the rest of a machine's folders."""
+        """The end of the path, `runs/NAME`: what a reader can type, without the rest of a machine's folders."""
         full = self.path.resolve()
         parts = full.parts[-4:] if full.parent.name == "yardsticks" else full.parts[-2:]
         return "/".join(parts)
@@ -91,6 +91,12 @@ class RunFiles:
     def status(self) -> str:
         """running, finished, stopped or failed; unknown without a manifest."""
         return str(self.manifest.get("status") or "unknown")
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds finished."""
+        last = max((int(r.get("round", 0)) for r in self.rounds), default=0)
+        return max(last, int(self.manifest.get("rounds_done") or 0))
 
     def client_records(self) -> Iterator[Record]:
         """The records of clients.jsonl, one at a time; nothing when the file is not there."""
@@ -115,13 +121,24 @@ class RunFiles:
 
     def value(self, key: str, moment: str) -> float | None:
         """A metric `before` or `after` training: the manifest's value, else the first or last in metrics.jsonl."""
+        if moment == "after" and not self.rounds_done:
+            return None  # a run that never finished a round has been judged only before
         stated = (self.manifest.get(moment) or {}).get(key)
-        if is_number(stated):
+        if stated is not None and is_number(stated):
             return float(stated)
         rounds, values = self.curve(key)
         if moment == "before":
             return values[0] if rounds and rounds[0] == 0 else None
         return values[-1] if rounds and rounds[-1] > 0 else None
+
+
+def read_records(path: Path) -> tuple[list[Record], list[str]]:
+    """The records of a JSONL file, and remarks on what was missing or cut.
+
+    Raises `RunError` where a line before the last is damaged.
+    """
+    remarks: list[str] = []
+    return list(_lines(path, remarks)), remarks
 
 
 def is_run(path: Path) -> bool:

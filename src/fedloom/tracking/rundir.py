@@ -16,7 +16,7 @@ import filelock
 from fedloom.errors import RunError
 from fedloom.files import write_atomic
 
-__all__ = ["RunDir"]
+__all__ = ["RunDir", "read_manifest"]
 
 _RECORDS = ("metrics.jsonl", "clients.jsonl", "events.jsonl")
 
@@ -72,8 +72,7 @@ class RunDir:
 
         Raises RunError when the folder holds none.
         """
-        if not (path / "config.yaml").is_file() or not (path / "manifest.json").is_file():
-            raise RunError("there is no run here", where=str(path), fix="give a folder that `fedloom run` made")
+        read_manifest(path)
         return cls(path)
 
     def close(self) -> None:
@@ -84,8 +83,7 @@ class RunDir:
 
     def manifest(self) -> dict[str, Any]:
         """The manifest as it stands."""
-        manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
-        return manifest
+        return read_manifest(self.path)
 
     def update_manifest(self, **changes: Any) -> None:
         """Change some keys of the manifest, atomically."""
@@ -128,3 +126,14 @@ class RunDir:
                 file.write("".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
         except OSError as error:
             raise RunError(f"{name} cannot be written: {error.strerror}", where=str(self.path), fix="make room and run `fedloom resume`") from error
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run directory.
+
+    Raises RunError when the folder holds no run.
+    """
+    if not (path / "config.yaml").is_file() or not (path / "manifest.json").is_file():
+        raise RunError("there is no run here", where=str(path), fix="give a folder that `fedloom run` made")
+    manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
+    return manifest

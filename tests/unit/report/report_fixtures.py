@@ -49,6 +49,7 @@ def make_run(
     algorithm: str = "fedavg",
     cohort: int | None = None,
     yardsticks: bool = False,
+    sparse: bool = False,
     status: str = "finished",
     end: float = 1.52,
     ids: list[str] | None = None,
@@ -65,13 +66,16 @@ def make_run(
     cohort = cohort or min(clients, 64)
     done = rounds if status in ("finished", "running") else rounds // 2
     alone = algorithm == "local"
-    counts = rng.multinomial(1, [0.999, 0.001]) if labels == 0 else None
-    table = np.maximum(0, rng.dirichlet([0.35] * max(labels, 1), clients) * rng.integers(20, 300, (clients, 1))).astype(int)
+    table = np.maximum(0, rng.dirichlet([0.35] * max(labels, 1), clients) * rng.integers(20, 300, (clients, 1))).astype(
+        int
+    )
     table[:, 0] += 3
     rows = table.sum(1)
     partition = {"digest": partition_digest, "clients": ids, "rows": rows.tolist(), "validation": (rows // 9).tolist()}
-    partition |= {"labels": [TOPICS[j % 6] + ("" if j < 6 else f"-{j}") for j in range(labels)], "counts": table.tolist()}
-    assert counts is None or counts.sum() == 1
+    partition |= {
+        "labels": [TOPICS[j % 6] + ("" if j < 6 else f"-{j}") for j in range(labels)],
+        "counts": table.tolist(),
+    }
     start = 3.5
 
     def loss(r: float) -> float:
@@ -100,6 +104,8 @@ def make_run(
         row = {"round": r, "clients": ok, "dropped": cohort - ok, "train_loss": round(loss(r - 0.5), 4)}
         row |= {"eval_loss": loss(r), **extra(loss(r)), "bytes_up": 1_843_200 * ok, "bytes_down": 1_843_200 * cohort}
         row |= {"tokens": 1850 * ok, "seconds": 31.4, "virtual_seconds": None, "peak_memory_bytes": 1_930_000_000}
+        if sparse and r < rounds:
+            row = {k: v for k, v in row.items() if not k.startswith("eval_")}
         metrics.append(row | {"lr": 0.002})
     for k in range(clients):
         own = loss(done) + offset[k] * 0.8
@@ -108,12 +114,18 @@ def make_run(
             out = loss(done) + offset[k] - offset.mean()
             records.append(_own(done, ids[k], "held_out", 200, out) | extra(out))
     ended = {"finished": "finish", "failed": "failure", "stopped": "interrupt", "running": "checkpoint"}[status]
-    text = {"failed": "client 'trivia', round 4: the loss became NaN at step 2.", "stopped": "Stopped by Ctrl-C."}.get(status)
-    events = [{"time": "2026-01-05T09:00:00", "round": 0, "kind": "start", "text": f"{clients} clients, {rounds} rounds"}]
+    text = {"failed": "client 'trivia', round 4: the loss became NaN at step 2.", "stopped": "Stopped by Ctrl-C."}.get(
+        status
+    )
+    events = [
+        {"time": "2026-01-05T09:00:00", "round": 0, "kind": "start", "text": f"{clients} clients, {rounds} rounds"}
+    ]
     for r in range(1, done + 1):
         stamp = f"2026-01-05T{9 + r // 60 % 15:02d}:{r % 60:02d}:30"
         if r == 2 and cohort > 2:
-            events.append({"time": stamp, "round": r, "kind": "drop", "text": "client 'ai': the loss became NaN at step 3"})
+            events.append(
+                {"time": stamp, "round": r, "kind": "drop", "text": "client 'ai': the loss became NaN at step 3"}
+            )
         events.append({"time": stamp, "round": r, "kind": "checkpoint", "text": f"round-{r:06d}"})
     events.append({"time": "2026-01-05T09:59:00", "round": done, "kind": ended, "text": text or f"{done} rounds"})
     manifest = _manifest(path, clients, rounds, done, task, algorithm, status, seed, digest, partition_digest)
@@ -129,7 +141,7 @@ def make_run(
     write_lines(path / "events.jsonl", events)
     if yardsticks:
         same: dict[str, Any] = {"clients": clients, "labels": labels, "rounds": rounds, "task": task, "ids": ids}
-        make_run(path / "yardsticks" / "local", algorithm="local", end=2.1, **same)
+        make_run(path / "yardsticks" / "local", algorithm="local", end=2.1, sparse=True, **same)
         make_run(path / "yardsticks" / "central", algorithm="central", end=1.45, **same)
     return path
 
@@ -139,7 +151,16 @@ def _own(round_: int, client: str, kind: str, rows: int, loss: float) -> dict[st
 
 
 def _manifest(
-    path: Path, clients: int, rounds: int, done: int, task: str, algorithm: str, status: str, seed: int, digest: str, partition: str
+    path: Path,
+    clients: int,
+    rounds: int,
+    done: int,
+    task: str,
+    algorithm: str,
+    status: str,
+    seed: int,
+    digest: str,
+    partition: str,
 ) -> dict[str, Any]:
     return {
         "name": path.name,
@@ -151,9 +172,20 @@ def _manifest(
         "task": task,
         "model": "sample:smollm2-135m-instruct",
         "base_model_digest": "b" * 64,
-        "data": {"source": "sample:chatterbot", "digest": digest, "rows": 1668, "dropped": {"too long": 12, "empty answer": 3}},
+        "data": {
+            "source": "sample:chatterbot",
+            "digest": digest,
+            "rows": 1668,
+            "labels": ["negative", "positive"],
+            "dropped": {"too long": 12, "empty answer": 3},
+        },
         "partition_digest": partition,
-        "trainable": {"n": 460_800, "digest": "c" * 64, "tensors": [{"name": "layers.0.q_proj.A", "shape": [8, 576]}]},
+        "trainable": {
+            "model_parameters": 134_515_008,
+            "n": 460_800,
+            "digest": "c" * 64,
+            "tensors": [{"name": "layers.0.q_proj.A", "shape": [8, 576]}],
+        },
         "metric": "eval_loss",
         "rounds_done": done,
         "rounds": rounds,

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COLOURS", "CYCLE", "INK", "MUTED", "spread_apart", "sheet", "to_svg", "write_picture"]
+__all__ = ["COLOURS", "CYCLE", "INK", "MUTED", "sheet", "spread_apart", "to_svg", "write_picture"]
 
 INK, MUTED, GRID, PAPER = "#1f2a37", "#5b6875", "#e3e8ee", "#ffffff"
 # Blue, vermilion and bluish green: told apart with any colour vision, and dark enough to carry text.
@@ -89,7 +89,7 @@ def write_picture(figure: Any, path: Path) -> None:
 
 
 def spread_apart(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions moved as little as needed so that neighbours are at least `gap` apart, within [low, high] if it holds them."""
+    """Positions moved so that neighbours are at least `gap` apart, within [low, high] if that can hold them."""
     order = sorted(range(len(positions)), key=lambda i: positions[i])
     placed = [positions[i] for i in order]
     for _ in range(200):
@@ -100,8 +100,8 @@ def spread_apart(positions: Sequence[float], gap: float, low: float, high: float
                 placed[j] -= lack / 2
                 placed[j + 1] += lack / 2
                 moved = True
-        shift = max(0.0, low - placed[0]) or min(0.0, high - placed[-1]) if placed else 0.0
-        placed = [p + shift for p in placed]
+        if placed:
+            placed[0], placed[-1] = max(placed[0], low), min(placed[-1], high)
         if not moved:
             break
     result = [0.0] * len(placed)

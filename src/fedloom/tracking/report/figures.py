@@ -29,6 +29,7 @@ class Line:
     values: Sequence[float]
     band: dict[int, Spread] | None = None
     dashed: bool = False
+    level: bool = False  # only the end is known: drawn as the level reached
 
 
 def metric_lines(run: RunFiles, metric: str, local_spread: dict[int, Spread] | None = None) -> list[Line]:
@@ -41,9 +42,10 @@ def metric_lines(run: RunFiles, metric: str, local_spread: dict[int, Spread] | N
             continue
         rounds, values = other.curve(metric)
         band = local_spread if kind == "local" else None
+        sparse = len(rounds) <= 2 < len(lines[0].rounds)
         if band and not rounds:
             rounds, values = list(band), [s.mean for s in band.values()]
-        lines.append(Line(algorithm_label(kind), COLOURS[kind], rounds, values, band, dashed=True))
+        lines.append(Line(algorithm_label(kind), COLOURS[kind], rounds, values, band, dashed=True, level=sparse))
     return [line for line in lines if len(line.rounds)]
 
 
@@ -67,6 +69,11 @@ def draw_curves(figure: Any, lines: Sequence[Line], metric: str) -> None:
     for line in reversed(lines):
         marker = "o" if len(line.rounds) <= 30 else None
         style = (0, (5, 2.5)) if line.dashed else "-"
+        if line.level:
+            axes.axhline(line.values[-1], color=line.colour, linestyle=style, linewidth=1.6, zorder=1.8)
+            axes.margins(y=0.08)
+            _draw_band(axes, line)
+            continue
         axes.plot(line.rounds, line.values, color=line.colour, linestyle=style, marker=marker, markersize=4.5)
         _draw_band(axes, line)
     first = min(min(line.rounds) for line in lines)
@@ -84,7 +91,9 @@ def _draw_band(axes: Any, line: Line) -> None:
         return
     rounds = list(line.band)
     low, high = [s.low for s in line.band.values()], [s.high for s in line.band.values()]
-    if len(rounds) == 1:
+    if line.level:
+        axes.axhspan(low[-1], high[-1], color=line.colour, alpha=0.12, linewidth=0, zorder=1.4)
+    elif len(rounds) == 1:
         axes.vlines(rounds, low, high, color=line.colour, linewidth=7, alpha=0.22, zorder=1.5)
     else:
         axes.fill_between(rounds, low, high, color=line.colour, alpha=0.14, linewidth=0, zorder=1.5)
@@ -107,7 +116,7 @@ def _label_ends(figure: Any, axes: Any, lines: Sequence[Line], texts: Sequence[t
 def _whole_ticks() -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(nbins=10, integer=True, min_n_ticks=1)
+    return MaxNLocator(nbins=10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
 
 
 def _few_ticks() -> Any:
@@ -131,7 +140,7 @@ def bytes_figure(run: RunFiles, name: str, *, wide: bool = True) -> str | None:
     """Bytes by round: what clients sent up above the axis, what the server sent down below it."""
     up_rounds, up = run.curve("bytes_up")
     down_rounds, down = run.curve("bytes_down")
-    if not up or not down:
+    if not up or not down or not any((*up, *down)):
         return None
     means = size(float(np.mean(up))), size(float(np.mean(down)))
     width, height = WIDE if wide else HALF, 190.0
@@ -183,20 +192,28 @@ def histogram_figure(values: Sequence[float], before: Sequence[float], metric: s
 
 
 def hero_picture(run_dir: Path | str, path: Path | str) -> Path:
-    """Write one clean picture (.svg or .png): the run's learning curve between its yardsticks. Raises `RunArgumentError`."""
+    """Write one clean picture (.svg or .png): the run's learning curve between its yardsticks.
+
+    Raises `RunArgumentError` for no run, a run without an evaluation and another suffix.
+    """
     run, path = RunFiles.open(run_dir), Path(path)
     if path.suffix not in (".svg", ".png"):
-        raise RunArgumentError(f"a picture cannot be written as {path.suffix!r}", where=str(path), fix="Name it .svg or .png")
+        raise RunArgumentError(
+            f"a picture cannot be written as {path.suffix!r}", where=str(path), fix="Name it .svg or .png"
+        )
     alone = run.yardstick("local")
     lines = metric_lines(run, run.metric, spread_by_round(alone, run.metric) if alone else None)
     if not lines:
-        raise RunArgumentError("the run holds no evaluation to draw", where=str(run_dir), fix="Wait for its first evaluation")
+        raise RunArgumentError(
+            "the run holds no evaluation to draw", where=str(run_dir), fix="Wait for its first evaluation"
+        )
     with sheet(820, 420, text_as_paths=True) as figure:
         draw_curves(figure, lines, run.metric)
         axes = figure.axes[0]
         box = axes.get_position()
         axes.set_position((box.x0, box.y0, box.width, box.height - 0.06))
         better = "lower" if lower_is_better(run.metric) else "higher"
-        figure.text(20 / 820, 0.945, f"{metric_label(run.metric)} on held-out rows ({better} is better)", va="center", fontsize=14, fontweight="bold", color=INK)  # fmt: skip
+        heading = f"{metric_label(run.metric)} on held-out rows ({better} is better)"
+        figure.text(20 / 820, 0.945, heading, va="center", fontsize=14, fontweight="bold", color=INK)
         write_picture(figure, path)
     return path

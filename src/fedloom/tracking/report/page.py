@@ -30,7 +30,10 @@ class Figure(NamedTuple):
 
 
 def write_report(run_dir: Path | str) -> Path:
-    """Write `report.html` into a run directory; the same run gives the same bytes. Raises `RunError` for no or a damaged run."""
+    """Write `report.html` into a run directory; the same run gives the same bytes.
+
+    Raises `RunError` for a folder that is no run, or a damaged one.
+    """
     run = RunFiles.open(run_dir)
     path = run.path / "report.html"
     write_atomic(path, render("report.html", _content(run)).encode("utf-8", "replace"))
@@ -49,7 +52,9 @@ def render(template: str, content: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {n: getattr(wording, n) for n in ("count", "number", "size", "duration", "clean", "shorten", "plural")}
+    environment.filters |= {
+        n: getattr(wording, n) for n in ("count", "number", "size", "duration", "clean", "shorten", "plural")
+    }
     environment.filters["picture"] = Markup  # only ever given SVG drawn here, whose texts matplotlib has escaped
     return environment.get_template(template).render(content)
 
@@ -80,6 +85,7 @@ def _content(run: RunFiles) -> dict[str, Any]:
         "bytes_narrow": bytes_figure(run, "bytes-narrow", wide=False),
         "events": _events(run.events),
         "config": wording.clean_lines(run.config_text)[:MOST_CONFIG],
+        "version": wording.clean(run.manifest.get("fedloom") or ""),
         "provenance": _provenance(run),
         "yardsticks": [k for k in ("local", "central") if run.yardstick(k)],
     }
@@ -108,6 +114,8 @@ def _curves(run: RunFiles) -> tuple[Figure | None, list[Figure]]:
         caption = f"{where}; {better} is better"
         if spread and wide:
             caption += ". The band holds the middle 80% of the models that the clients trained alone"
+        if wide and any(line.level for line in lines):
+            caption += ". A level line belongs to a run that was judged only at its end"
         narrow = curve_figure(lines, metric, f"narrow{k}") if wide else None
         figures.append(Figure(wording.metric_label(metric), svg, caption[0].upper() + caption[1:] + ".", narrow))
     rate = Line("", CYCLE[6], *run.curve("lr"))
@@ -121,6 +129,7 @@ def _curves(run: RunFiles) -> tuple[Figure | None, list[Figure]]:
 
 def bar_scale(results: summary.ClientResults) -> dict[str, float]:
     """The value that fills a bar in each column of the table of clients."""
+
     def most(name: str) -> float:
         return max((abs(getattr(c, name)) for c in results.shown if getattr(c, name) is not None), default=0.0) or 1.0
 
@@ -143,7 +152,9 @@ def _events(events: list[Record]) -> Events:
     if len(routine) > 1:
         notes.append(f"{len(routine) - 1:,} earlier checkpoints are not listed")
     if len(listed) > MOST_EVENTS:
-        notes.append(f"{len(listed) - MOST_EVENTS:,} events between the first and the last {MOST_EVENTS // 2} are left out")
+        notes.append(
+            f"{len(listed) - MOST_EVENTS:,} events between the first and the last {MOST_EVENTS // 2} are left out"
+        )
         listed = [*listed[: MOST_EVENTS // 2], *listed[-MOST_EVENTS // 2 :]]
     text = "; ".join(notes)
     return Events(listed, f"{text[:1].upper()}{text[1:]}." if text else "")
@@ -155,12 +166,18 @@ def _provenance(run: RunFiles) -> list[tuple[str, str]]:
     versions = {"fedloom": m.get("fedloom"), **(m.get("versions") or {})}
     dropped = ", ".join(f"{reason}: {n:,}" for reason, n in (data.get("dropped") or {}).items())
     machine = [m.get("device"), f"{m['threads']} threads" if m.get("threads") else None]
-    machine += [f"groups of {m['group_size']}" if m.get("group_size") else None, str(m.get("grouping") or "").replace("_", " ")]
+    machine += [
+        f"groups of {m['group_size']}" if m.get("group_size") else None,
+        str(m.get("grouping") or "").replace("_", " "),
+    ]
     rows = [
         ("Started", m.get("started")),
         ("Finished", m.get("finished")),
         ("Seed", m.get("seed")),
-        ("Algorithm", json.dumps(m["algorithm"]) if len(m.get("algorithm") or {}) > 1 else (m.get("algorithm") or {}).get("name")),
+        (
+            "Algorithm",
+            json.dumps(m["algorithm"]) if len(m.get("algorithm") or {}) > 1 else (m.get("algorithm") or {}).get("name"),
+        ),
         ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items() if v)),
         ("Machine", ", ".join(str(p) for p in machine if p)),
         ("Data", data.get("source")),

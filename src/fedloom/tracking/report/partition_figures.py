@@ -56,7 +56,12 @@ def _fold_labels(counts: NDArray[np.float64], labels: list[str]) -> tuple[NDArra
 
 
 def _bubble_figure(
-    clients: list[str], rows: NDArray[np.float64], counts: NDArray[np.float64], labels: list[str], folded: str, name: str
+    clients: list[str],
+    rows: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    labels: list[str],
+    folded: str,
+    name: str,
 ) -> Picture:
     step = 34.0
     names = max(len(c) for c in clients)
@@ -90,10 +95,12 @@ def _bubble_figure(
         side = figure.add_axes(((left + grid + 24) / width, 10 / height, bars / width, step * len(clients) / height))
         _row_bars(side, rows, label_room=0.42)
         if not tilted:
-            side.annotate("all rows", (0, 1.0), xycoords="axes fraction", xytext=(0, 7), textcoords="offset points", color=MUTED)
+            side.annotate(
+                "all rows", (0, 1.0), xycoords="axes fraction", xytext=(0, 7), textcoords="offset points", color=MUTED
+            )
         caption = (
-            f"Training rows of each client by label: the area of a circle is the number of rows (largest {count(largest)}); "
-            f"bars at the right are all of a client's rows.{folded}"
+            f"Training rows of each client by label: the area of a circle is the number of rows "
+            f"(largest {count(largest)}); bars at the right are all of a client's rows.{folded}"
         )
         title = f"{plural(len(clients), 'client')} by {plural(len(labels), 'label')}: rows held"
         return Picture(to_svg(figure, title, name), caption)
@@ -121,14 +128,18 @@ def _rows_figure(clients: list[str], rows: NDArray[np.float64], name: str, why: 
             axes.yaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
             axes.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
             svg = to_svg(figure, f"Histogram of rows held by {plural(len(clients), 'client')}", name)
-        return Picture(svg, f"{why}How many of the {len(clients):,} clients hold how many training rows: {_extent(rows)}.")
+        return Picture(
+            svg, f"{why}How many of the {len(clients):,} clients hold how many training rows: {_extent(rows)}."
+        )
     left, step = 24 + 7.0 * max(len(c) for c in clients), 28.0
     width, height = min(WIDE, left + 560), step * len(clients) + 12
     with sheet(width, height) as figure:
         axes = figure.add_axes((left / width, 6 / height, (width - left - 10) / width, step * len(clients) / height))
         _row_bars(axes, rows, label_room=0.12)
         for i, client in enumerate(clients):
-            axes.annotate(client, (0, i), xytext=(-10, 0), textcoords="offset points", ha="right", va="center", color=INK)
+            axes.annotate(
+                client, (0, i), xytext=(-10, 0), textcoords="offset points", ha="right", va="center", color=INK
+            )
         svg = to_svg(figure, f"Rows held by {plural(len(clients), 'client')}", name)
     return Picture(svg, f"{why}Training rows of each client.")
 
@@ -136,7 +147,7 @@ def _rows_figure(clients: list[str], rows: NDArray[np.float64], name: str, why: 
 def _heat_figure(
     rows: NDArray[np.float64], counts: NDArray[np.float64], labels: list[str], folded: str, name: str
 ) -> Picture:
-    """Clients sorted by the label they hold most, gathered into at most 240 columns; darker is a larger share of their rows."""
+    """Clients sorted by the label they hold most, in at most 240 columns; darker is a larger share of their rows."""
     from matplotlib.colors import LinearSegmentedColormap
 
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1.0)
@@ -148,11 +159,19 @@ def _heat_figure(
     body = cell * len(labels)
     width, height = WIDE, 46 + body + 14 + 74 + 26
     with sheet(width, height) as figure:
-        span = (width - left - 20) / width
+        span = (width - left - 36) / width
         axes = figure.add_axes((left / width, 46 / height, span, body / height))
         shades = LinearSegmentedColormap.from_list("share", [COLOURS["run"] + "08", COLOURS["run"]])
         edges = (0.5, len(order) + 0.5)
-        axes.imshow(image, aspect="auto", cmap=shades, vmin=0, vmax=1, interpolation="nearest", extent=(*edges, len(labels) - 0.5, -0.5))
+        axes.imshow(
+            image,
+            aspect="auto",
+            cmap=shades,
+            vmin=0,
+            vmax=float(image.max()),
+            interpolation="nearest",
+            extent=(*edges, len(labels) - 0.5, -0.5),
+        )
         axes.set_yticks(range(len(labels)), labels, color=INK)
         axes.grid(visible=False)
         axes.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
@@ -167,10 +186,12 @@ def _heat_figure(
         above.spines["bottom"].set_visible(False)
         above.text(0, 1.04, "rows", transform=above.transAxes, color=MUTED, ha="right", va="bottom")
         svg = to_svg(figure, f"Shares of {plural(len(labels), 'label')} over {plural(len(order), 'client')}", name)
-    gathered = f" Each column gathers about {len(order) / len(columns):.0f} clients." if len(columns) < len(order) else ""
+    gathered = (
+        f" Each column gathers about {len(order) / len(columns):.0f} clients." if len(columns) < len(order) else ""
+    )
     caption = (
-        f"Each column of the map is {'a group of clients' if gathered else 'a client'}; the darker a label, the larger its share of "
-        f"the rows there.{gathered} Above: their training rows ({_extent(rows)}).{folded}"
+        f"Each column of the map is {'a group of clients' if gathered else 'a client'}; the stronger the colour, "
+        f"the larger the label's share of the rows there (at most {100 * image.max():.0f}%).{gathered} Above: their training rows ({_extent(rows)}).{folded}"
     )
     return Picture(svg, caption)
 

@@ -38,10 +38,9 @@ class Tile(NamedTuple):
 
 def progress(run: RunFiles) -> tuple[int, int]:
     """Rounds done and rounds planned."""
-    last = max((int(r.get("round", 0)) for r in run.rounds), default=0)
-    done = int(run.manifest.get("rounds_done") or last)
+    done = run.rounds_done
     planned = run.manifest.get("rounds") or (run.config.get("federation") or {}).get("rounds") or done
-    return max(done, last), int(planned)
+    return done, int(planned)
 
 
 def headline(run: RunFiles) -> str:
@@ -70,7 +69,7 @@ def _moved(before: float, after: float, metric: str) -> str:
 
 
 def _placed(run: RunFiles, after: float) -> str:
-    """"; between the clients alone (2.10) and all data pooled (1.45)": where the result stands among the yardsticks."""
+    """ "; between the clients alone (2.10) and all data pooled (1.45)": where the result stands."""
     names = {"local": "the clients alone", "central": "all data pooled"}
     sides: dict[str, list[str]] = {"better than": [], "level with": [], "worse than": []}
     values = {kind: yardstick_value(run, kind, run.metric) for kind in names}
@@ -120,12 +119,12 @@ def spread_by_round(run: RunFiles, metric: str) -> dict[int, Spread]:
     }
 
 
-def banner(run: RunFiles) -> str | None:
-    """What happened, for a run that did not finish."""
+def banner(run: RunFiles, *, detail: bool = True) -> str | None:
+    """What happened, for a run that did not finish; its last event, which may name a client, only with `detail`."""
     done, planned = progress(run)
     so_far = f"{done:,} of {plural(planned, 'round')} done"
     last = next((e for e in reversed(run.events) if e.get("kind") in ("failure", "interrupt", "warning")), None)
-    said = f" {clean(last.get('text', ''))}" if last else ""
+    said = f" {clean(last.get('text', ''))}" if last and detail else ""
     if run.status == "finished":
         return None
     if run.status == "failed":
@@ -147,7 +146,7 @@ def tiles(run: RunFiles) -> list[Tile]:
     """The key figures, the watched metric first."""
     made = [_metric_tile(run, metric) for metric in run.metrics()[:3]]
     made.append(_best_tile(run))
-    selected = [v for v in run.curve("clients")[1]]
+    selected = list(run.curve("clients")[1])
     dropped = total(run, "dropped") or 0
     in_round = f"{_range(selected)} in a round" if selected else ""
     note = ", ".join(p for p in (in_round, f"{plural(round(dropped), 'update')} dropped" if dropped else "") if p)
@@ -156,14 +155,22 @@ def tiles(run: RunFiles) -> list[Tile]:
     seats = sum(selected) + dropped
     for key, label in (("bytes_up", "Sent up"), ("bytes_down", "Sent down")):
         sent = total(run, key)
-        per = f"{size(sent / (seats if key == 'bytes_down' else seats - dropped))} per client and round" if sent and seats > dropped else ""
+        per = (
+            f"{size(sent / (seats if key == 'bytes_down' else seats - dropped))} per client and round"
+            if sent and seats > dropped
+            else ""
+        )
         made.append(Tile(label, size(sent), per))
     seconds = run.manifest.get("seconds") or total(run, "seconds")
     tokens = total(run, "tokens")
     trained = total(run, "seconds")
-    made.append(Tile("Tokens trained", short_count(tokens), f"{count(tokens / trained)} a second" if tokens and trained else ""))
+    made.append(
+        Tile("Tokens trained", short_count(tokens), f"{count(tokens / trained)} a second" if tokens and trained else "")
+    )
     threads = run.manifest.get("threads")
-    where = ", ".join(p for p in (clean(run.manifest.get("device") or ""), plural(int(threads), "thread") if threads else "") if p)
+    where = ", ".join(
+        p for p in (clean(run.manifest.get("device") or ""), plural(int(threads), "thread") if threads else "") if p
+    )
     made.append(Tile("Time", duration(seconds), where))
     peak = run.curve("peak_memory_bytes")[1]
     made.append(Tile("Peak memory", size(max(peak)) if peak else MISSING, ""))
@@ -188,11 +195,16 @@ def _best_tile(run: RunFiles) -> Tile:
 
 def _trainable_tile(run: RunFiles) -> Tile:
     trainable = run.manifest.get("trainable") or {}
-    share, whole = trainable.get("share"), trainable.get("total")
-    if share is None and is_number(whole) and whole:
-        share = trainable.get("n", 0) / whole
+    whole = trainable.get("model_parameters")
+    share = trainable.get("n", 0) / whole if whole else None
     tensors = trainable.get("tensors") or []
-    note = f"{100 * share:.2g}% of the model" if is_number(share) else f"in {plural(len(tensors), 'tensor')}" if tensors else ""
+    note = (
+        f"{100 * share:.2g}% of the model"
+        if share is not None
+        else f"in {plural(len(tensors), 'tensor')}"
+        if tensors
+        else ""
+    )
     return Tile("Trainable parameters", short_count(trainable.get("n")), note)
 
 
@@ -241,7 +253,8 @@ class ClientResults:
     def has(self) -> dict[str, bool]:
         """Which columns hold anything."""
         names = ("rows", "before", "after", "alone", "train_loss")
-        return {n: any(getattr(c, n) is not None for c in self.shown) for n in names}
+        filled = {n: any(getattr(c, n) is not None for c in self.shown) for n in names}
+        return filled | {"dropped": any(c.dropped for c in self.shown)}
 
 
 def client_results(run: RunFiles) -> ClientResults:
@@ -296,11 +309,15 @@ def _statistics(clients: Sequence[ClientResult], metric: str) -> list[Tile]:
     values = np.sort([c.after for c in clients if c.after is not None])
     if values.size == 0:
         return []
+    if values.size == 1:
+        return [Tile("The one client", number(float(values[0]), metric))]
     if lower_is_better(metric):
         values = values[::-1]
     worst = values[: max(1, round(0.1 * values.size))]
     word = "the worst client" if worst.size == 1 else f"mean of the worst {worst.size:,}"
-    deviation = f"{100 * values.std():.1f} points" if number(0.5, metric).endswith("%") else number(float(values.std()), metric)
+    deviation = (
+        f"{100 * values.std():.1f} points" if number(0.5, metric).endswith("%") else number(float(values.std()), metric)
+    )
     return [
         Tile("Mean", number(float(values.mean()), metric), f"over {plural(values.size, 'client')}"),
         Tile("Worst 10%", number(float(worst.mean()), metric), word),

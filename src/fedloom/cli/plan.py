@@ -1,0 +1,93 @@
+"""What `fedloom run --dry-run` finds out: the plan, and one real step of it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedloom import api
+from fedloom.codec.wire import Broadcast, Update, encoded_size
+from fedloom.config.load import dump
+from fedloom.config.schema import Experiment
+from fedloom.engines.memory import peak_memory
+from fedloom.engines.sizing import make_groups, size_groups
+from fedloom.local.batches import plan_steps, steps_of
+from fedloom.local.prepare import Prepared
+from fedloom.local.train import Member, Trainer
+
+__all__ = ["plan", "show_plan"]
+
+
+def plan(experiment: Experiment) -> dict[str, Any]:
+    """The facts of a run before it begins; the first group trains one step, in memory, to measure time and memory."""
+    prepared = api.prepare(experiment)
+    sizing = size_groups(prepared)
+    rows = np.diff(prepared.train.offsets)
+    cohort = min(experiment.federation.clients_per_round or len(rows), len(rows))
+    groups = make_groups(prepared, list(range(cohort)), sizing.group_size)
+    seconds, peak = _measure_step(prepared, groups[0], sizing.grouped)
+    steps = sum(steps_of(int(rows[g[0]]), experiment.local, prepared.step_scale) for g in groups)
+    passes = steps if sizing.grouped else steps * sizing.group_size
+    layout = prepared.binding.layout
+    vector = {"w": torch.empty(layout.n)}
+    down = encoded_size(Broadcast(layout=layout.digest, round=1), vector)
+    name = prepared.train.clients[0]
+    update = Update(layout=layout.digest, round=1, client=name, weight=1.0, samples=1, tokens=1, steps=1, train_loss=1.0)
+    up = encoded_size(update, {"delta": vector["w"]})
+    return {
+        "config": dump(experiment),
+        "clients": {"number": len(rows), "per_round": cohort, "rows": {"min": int(rows.min()), "median": float(np.median(rows)), "max": int(rows.max())}},
+        "rows_by_client": dict(zip(prepared.train.clients[:20], rows[:20].tolist(), strict=True)),
+        "held_out_rows": len(prepared.held_out),
+        "dropped_rows": dict(prepared.table.dropped),
+        "trainable_parameters": layout.n,
+        "model_parameters": sum(p.numel() for p in prepared.binding.model.parameters()),
+        "training": f"{'grouped' if sizing.grouped else 'in place'}, groups of {sizing.group_size} ({sizing.reason})",
+        "bytes_per_round": {"down": down * cohort, "up": up * cohort},
+        "seconds_per_step": seconds,
+        "seconds_of_training": seconds * passes * experiment.federation.rounds,
+        "peak_memory_bytes": peak,
+    }
+
+
+def _measure_step(prepared: Prepared, group: list[int], grouped: bool) -> tuple[float, int]:
+    """Seconds of the second of two steps (the first warms up), and the peak memory since the process began."""
+    experiment = prepared.experiment
+    trainer = Trainer(prepared.binding, prepared.task, prepared.table, experiment.local, experiment.seed, grouped)
+    group = group if grouped else group[:1]
+    members = []
+    for k in group:
+        name = prepared.train.clients[k]
+        steps = plan_steps(prepared.train.rows(k), prepared.table.lengths, experiment.local, seed=experiment.seed, round=1, client=name)
+        longest = max(steps, key=lambda step: max(int(prepared.table.lengths[part].max()) for part in step))
+        members.append(Member(name, [longest]))
+    state = {k: v.expand(len(group), *v.shape) for k, v in prepared.algorithm.client_state(prepared.initial).items()}
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        rows = prepared.initial.expand(len(group), -1)
+        trainer.run(members, rows, prepared.algorithm, state, None, round=1, lr_factor=0.0)
+        seconds = time.perf_counter() - started
+    return seconds, peak_memory(prepared.binding.device)
+
+
+def show_plan(facts: dict[str, Any]) -> str:
+    """The plan as text."""
+    clients, rows, traffic = facts["clients"], facts["clients"]["rows"], facts["bytes_per_round"]
+    share = 100 * facts["trainable_parameters"] / facts["model_parameters"]
+    lines = [
+        facts["config"].rstrip(),
+        "",
+        f"clients          {clients['number']}, {clients['per_round']} a round; rows {rows['min']} to {rows['max']}, median {rows['median']:g}",
+        *(f"                 {name}: {count} rows" for name, count in facts["rows_by_client"].items()),
+        f"held out         {facts['held_out_rows']} rows" + "".join(f"; dropped {n}: {why}" for why, n in facts["dropped_rows"].items()),
+        f"learnt           {facts['trainable_parameters']:,} of {facts['model_parameters']:,} parameters ({share:.2f}%)",
+        f"training         {facts['training']}",
+        f"bytes a round    {traffic['down']:,} down, {traffic['up']:,} up (as encoded)",
+        f"one step         {facts['seconds_per_step']:.2f} s measured; about {facts['seconds_of_training']:.0f} s of training in all",
+        f"peak memory      {facts['peak_memory_bytes'] / 1e9:.2f} GB measured, at the longest batch of the first group",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,328 @@
+"""Every way we know to get an experiment file wrong: what is written, the key that is blamed, words of the message.
+
+Run as a script, it loads every case and prints what heavy libraries that imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, Field
+
+from fedloom.config.load import load
+from fedloom.config.schema import Experiment
+from fedloom.errors import DataError, FedloomError, nearest
+
+BASE = """\
+name: first
+model: {path: "sample:tiny", task: classification}
+adapter: {r: 4}
+data:
+  source: sample:reviews
+  partition: {kind: iid, clients: 4}
+algorithm: fedavg
+federation:
+  rounds: 3
+local:
+  steps: 5
+engine: local
+"""
+
+
+class FedAvgOptions(BaseModel):
+    """No options."""
+
+
+class FedProxOptions(BaseModel):
+    """One option."""
+
+    mu: float = Field(0.01, ge=0)
+
+
+@dataclass(frozen=True)
+class FakeTask:
+    """A task, as the rules see it."""
+
+    required_fields: tuple[str, ...] = ("text", "label")
+    optional_fields: tuple[str, ...] = ("text_pair",)
+    metrics: tuple[str, ...] = ("accuracy",)
+    label_field: str | None = "label"
+    uses_templates: bool = False
+
+
+@dataclass(frozen=True)
+class FakeSample:
+    """A packaged sample, as the rules see it."""
+
+    kind: str
+    columns: tuple[str, ...] = ()
+
+
+ALGORITHMS: dict[str, type[BaseModel]] = {"fedavg": FedAvgOptions, "fedprox": FedProxOptions}
+TASKS = {
+    "classification": FakeTask(),
+    "causal_lm": FakeTask(("instruction", "output"), ("input",), ("perplexity",), None, True),
+}
+SAMPLES = {"tiny": FakeSample("model"), "reviews": FakeSample("dataset", ("text", "label", "shop"))}
+
+
+def _look_up(name: str, table: dict[str, Any], noun: str) -> Any:
+    if name not in table:
+        raise FedloomError(f"there is no {noun} {name!r}", fix=nearest(name, list(table)))
+    return table[name]
+
+
+def fake_sample(name: str, kind: str) -> FakeSample:
+    """A sample of a kind."""
+    found: FakeSample = _look_up(name, SAMPLES, "sample")
+    if found.kind != kind:
+        raise DataError(f"the sample {name!r} is a {found.kind}, not a {kind}")
+    return found
+
+
+def load_fake(path: Path, overrides: Sequence[str] = (), base: Path | None = None) -> Experiment:
+    """`load` with the names above."""
+    return load(
+        path,
+        overrides,
+        algorithm=lambda name: _look_up(name, ALGORITHMS, "algorithm"),  # type: ignore[no-any-return]
+        task=lambda name: _look_up(name, TASKS, "task"),  # type: ignore[no-any-return]
+        sample=fake_sample,
+        base=base,
+    )
+
+
+def write_folder(folder: Path) -> Path:
+    """A user's folder: the experiment and what lies around it."""
+    (folder / "experiment.yaml").write_text(BASE)
+    (folder / "rows.jsonl").write_text('{"text": "a", "label": "b"}\n')
+    (folder / "empty.csv").write_text("")
+    (folder / "notes.txt").write_text("a note")
+    (folder / "clients.json").write_text("{}")
+    (folder / "mine.py").write_text("raise RuntimeError('never imported by a check')\n")
+    return folder / "experiment.yaml"
+
+
+class Case(NamedTuple):
+    """What is written, the key that is blamed, and words of the message."""
+
+    written: str | list[str]
+    key: str
+    words: str
+
+
+def changed(old: str, new: str) -> str:
+    """The good file with a part replaced."""
+    assert BASE.count(old) == 1, old
+    return BASE.replace(old, new)
+
+
+CASES = [
+    # the file as YAML
+    Case("", "", "the file is empty"),
+    Case("# only a comment\n", "", "the file is empty"),
+    Case("- name: first\n", "", "not a map of keys"),
+    Case("just words\n", "", "not a map of keys"),
+    Case(changed("  rounds: 3", "\trounds: 3"), "", "Indent with spaces"),
+    Case(changed("  rounds: 3", "  rounds: [3"), "", "column"),
+    Case(changed("name: first", "name: first: second"), "", "quotes"),
+    Case(changed("name: first", 'name: "first'), "", "cannot be read"),
+    Case(changed("name: first", "name: *first"), "", "begins with *"),
+    Case(changed("name: first", "name: !first x"), "name", "tag !first"),
+    Case(changed("name: first", "name: a\x07b"), "", "U+0007"),
+    Case(BASE + "---\n" + BASE, "", "one experiment a file"),
+    Case(BASE + "name: second\n", "name", "given twice, first on line 1"),
+    Case(changed("  rounds: 3", "  rounds: 3\n  rounds: 4"), "federation.rounds", "given twice, first on line 9"),
+    Case(changed("  rounds: 3", "  rounds: 3\n  [a, b]: 4"), "federation", "a key must be a word"),
+    Case(changed("adapter: {r: 4}", "adapter: &a {r: 4, targets: *a}"), "adapter.targets", "repeats itself"),
+    Case(changed("  rounds: 3", "  rounds: 3\n  <<: {on_failure: drop}"), "federation.<<", "no such key"),
+    # unknown keys
+    Case(["sed=1"], "sed", "'seed'"),
+    Case(["federation.round=3"], "federation.round", "Valid: clients_per_round"),
+    Case(["local.learning_rate=0.1"], "local.learning_rate", "called `lr`"),
+    Case(["adapter.rank=8"], "adapter.rank", "called `r`, and is given too"),
+    Case(["adapter.lora_alpha=8"], "adapter.lora_alpha", "called `alpha`"),
+    Case(["lr=0.1"], "lr", "`lr` belongs under `local`"),
+    Case(["federation.seed=1"], "federation.seed", "at the top level"),
+    Case(["federation.clients=4"], "federation.clients", "`clients` belongs under `data.partition`"),
+    Case(["federation.every=4"], "federation.every", "under `evaluation` or under `checkpoints`"),
+    Case(["dataset=x"], "dataset", "called `source`, and belongs under `data`"),
+    Case(["strategy=fedavg"], "strategy", "called `algorithm`, and is given too"),
+    Case(["data.partition.alpha=0.1"], "data.partition.alpha", "belongs to kind dirichlet"),
+    Case(["algorithm.mu=0.1"], "algorithm.mu", "fedavg has no options"),
+    Case(["algorithm={name: fedprox, mhu: 0.1}"], "algorithm.mhu", "'mu'"),
+    Case(changed("federation:\n  rounds: 3", "federation:\n  round: 3"), "federation.round", "'rounds'"),
+    # missing keys
+    Case(changed("name: first\n", ""), "name", "required, and missing"),
+    Case(changed("  rounds: 3", "  on_failure: drop"), "federation.rounds", "Add `rounds: ...`"),
+    Case(changed("federation:\n  rounds: 3\n", ""), "federation", "this section is required, and missing"),
+    Case(changed("  source: sample:reviews\n", ""), "data.source", "required, and missing"),
+    Case(changed("{kind: iid, clients: 4}", "iid"), "data.partition.clients", "Number of clients"),
+    Case(changed("{kind: iid, clients: 4}", "{clients: 4}"), "data.partition.kind", "one of iid, dirichlet"),
+    Case(changed("{kind: iid, clients: 4}", "{kind: dirichlet, clients: 4}"), "data.partition.alpha", "missing"),
+    Case(changed(", task: classification}", "}"), "model.task", "required, and missing"),
+    Case(["algorithm={mu: 0.1}"], "algorithm.name", "`algorithm: fedavg`"),
+    Case(["federation.early_stopping={min_delta: 0.1}"], "federation.early_stopping.patience", "missing"),
+    # wrong types and values
+    Case(['seed="3"'], "seed", "Write the number without quotes: 3"),
+    Case(["seed=-1"], "seed", "of at least 0"),
+    Case(["seed=1.5"], "seed", "not a whole number"),
+    Case(["federation.rounds=3.0"], "federation.rounds", "Write 3"),
+    Case(["federation.rounds=0"], "federation.rounds", "of at least 1"),
+    Case(["federation.rounds=true"], "federation.rounds", "not a whole number"),
+    Case(["federation.rounds=1_000"], "federation.rounds", "without `_`"),
+    Case(["federation.rounds=null"], "federation.rounds", "an empty value"),
+    Case(["federation.rounds=[3]"], "federation.rounds", "without brackets"),
+    Case(["local.lr=0"], "local.lr", "above 0"),
+    Case(["local.lr=fast"], "local.lr", "'fast' is not a number"),
+    Case(["local.lr=.inf"], "local.lr", "inf is not a number"),
+    Case(["local.lr=.nan"], "local.lr", "nan is not a number"),
+    Case(["adapter.dropout=1.0"], "adapter.dropout", "below 1"),
+    Case(["data.held_out=1"], "data.held_out", "below 1"),
+    Case(["data.max_length=4"], "data.max_length", "of at least 8"),
+    Case(["tensorboard=yes"], "tensorboard", "Write true, without quotes"),
+    Case(["tensorboard=off"], "tensorboard", "Write false, without quotes"),
+    Case(["tensorboard=1"], "tensorboard", "true or false"),
+    Case(["name=my run"], "name", "Write my-run"),
+    Case(["name=7"], "name", "put it in quotes: '7'"),
+    Case(['name=""'], "name", "is not text"),
+    Case(["model.task=1"], "model.task", "not text"),
+    Case(["local.optimizer=adamm"], "local.optimizer", "'adam'"),
+    Case(["model.dtype=float16"], "model.dtype", "Valid: bf16, fp32"),
+    Case(["federation.weighting=sample"], "federation.weighting", "'samples'"),
+    Case(["data.template=alpacca"], "data.template", "'alpaca'"),
+    Case(["engine.group_size=aut"], "engine.group_size", "'auto'"),
+    Case(["engine.group_size=0"], "engine.group_size", "whole number of at least 1"),
+    Case(["local.betas=[0.9]"], "local.betas", "a list of 2 numbers"),
+    Case(["local.betas=[0.9, 1.5]"], "local.betas[1]", "below 1"),
+    Case(["local.betas=0.9"], "local.betas", "a list of 2 numbers"),
+    Case(["adapter.modules_to_save=head"], "adapter.modules_to_save", "Write a list: [head]"),
+    Case(["adapter.targets=3"], "adapter.targets", "text or a list"),
+    Case(["data.where={shop: 1.5}"], "data.where.shop", "whole number"),
+    Case(["data.fields={label: 3}"], "data.fields.label", "not text"),
+    Case(["data.fields=[text]"], "data.fields", "a map of names to text"),
+    Case(["federation.yardsticks=[locl]"], "federation.yardsticks[0]", "'local'"),
+    Case(["algorithm={name: fedprox, mu: -1}"], "algorithm.mu", "of at least 0"),
+    Case(['algorithm={name: fedprox, mu: "1"}'], "algorithm.mu", "without quotes"),
+    Case(["algorithm=3"], "algorithm", "3 is not a map"),
+    Case(["algorithm={name: 3}"], "algorithm.name", "3 is not the name"),
+    # sections
+    Case(["evaluation=null"], "evaluation", "this section is empty"),
+    Case(["evaluation=3"], "evaluation", "3 is not a section"),
+    Case(["federation.early_stopping=true"], "federation.early_stopping", "patience: ..."),
+    Case(["data.partition=5"], "data.partition", "5 is not a section"),
+    Case(["adapter=[lora]"], "adapter", "['lora'] is not a section"),
+    Case(["adapter=lorra"], "adapter.kind", "'lora'"),
+    Case(["engine=ray"], "engine.kind", "Valid: local"),
+    Case(["data.partition={kind: dirichet, clients: 3}"], "data.partition.kind", "'dirichlet'"),
+    Case(["data.partition={kind: 3, clients: 3}"], "data.partition.kind", "3 is not a kind of partition"),
+    Case(["data.partition={kind: [iid], clients: 3}"], "data.partition.kind", "is not a kind of partition"),
+    Case(["federation.schedule=cosin"], "federation.schedule.kind", "'cosine'"),
+    # overrides
+    Case(["rounds"], "rounds", "key.sub=value"),
+    Case(["=3"], "=3", "key.sub=value"),
+    Case(["local..lr=3"], "local..lr=3", "key.sub=value"),
+    Case(["local.lr="], "local.lr", "local.lr=null"),
+    Case(["local.betas=[0.9"], "local.betas", "cannot be read"),
+    Case(["name.first=x"], "name.first", "is a value, not a section"),
+    # names
+    Case(["algorithm=fedavgg"], "algorithm.name", "'fedavg'"),
+    Case(["model.task=clasification"], "model.task", "'classification'"),
+    Case(["model.path=sample:tinny"], "model.path", "'tiny'"),
+    Case(["data.source=sample:review"], "data.source", "'reviews'"),
+    Case(["data.source=sample:tiny"], "data.source", "is a model, not a dataset"),
+    Case(["model.path=sample:reviews"], "model.path", "is a dataset, not a model"),
+    Case(["model.path=Sample:tiny"], "model.path", "Write sample:tiny"),
+    # places
+    Case(["data.source=row.jsonl"], "data.source", "'rows.jsonl'"),
+    Case(["data.source=sub/rows.jsonl"], "data.source", "does not exist"),
+    Case(["data.source=empty.csv"], "data.source", "is empty"),
+    Case(["data.source=notes.txt"], "data.source", "a .txt file is not read"),
+    Case(["data.source=./folder"], "data.source", "no file or folder"),
+    Case(["data.source=https://example.org/rows.csv"], "data.source", "Download it"),
+    Case(["data.source=mine.py:rows"], "data.source", "mine:rows"),
+    Case(["data.source=mnie:rows"], "data.source", "'mine:rows'"),
+    Case(["data.source='mine:'"], "data.source", "not module:attribute"),
+    Case(["model.path=./model"], "model.path", "no folder"),
+    Case(["model.path=weights.safetensors"], "model.path", "Give the folder"),
+    Case(["model.path=nowhere:build"], "model.path", "neither in"),
+    Case(["model.revision=main"], "model.revision", "only a hub model"),
+    Case(["data.partition={kind: given, file: client.json}"], "data.partition.file", "'clients.json'"),
+    Case(["data.partition={kind: given, file: rows.jsonl}"], "data.partition.file", "not a JSON file"),
+    Case(["data.split=test"], "data.split", "only a hub name or a folder"),
+    Case(["data.source=rows.jsonl", "data.split=test"], "data.split", "the source is rows.jsonl"),
+    # columns of a packaged sample
+    Case(["data.partition={kind: column, column: shops}"], "data.partition.column", "'shop'"),
+    Case(["data.partition={kind: dirichlet, clients: 3, alpha: 1, label: lable}"], "data.partition.label", "'label'"),
+    Case(["data.where={shopp: a}"], "data.where.shopp", "'shop'"),
+    Case(["data.fields={text: txt}"], "data.fields.text", "'text'"),
+    Case(["model.task=causal_lm", "data.fields={output: label}"], "data.fields", "reads the field 'instruction'"),
+    # pairs that cannot be
+    Case(["local.epochs=1"], "local.steps", "both steps and epochs"),
+    Case(["local={lr: 0.1}"], "local", "how long a client trains"),
+    Case(["local.momentum=0.9"], "local.momentum", "only sgd has it, and the optimizer is adamw"),
+    Case(["local.nesterov=true"], "local.nesterov", "only sgd has it"),
+    Case(["local.optimizer=sgd", "local.betas=[0.9, 0.99]"], "local.betas", "the optimizer is sgd"),
+    Case(["local.optimizer=sgd", "local.eps=1e-6"], "local.eps", "the optimizer is sgd"),
+    Case(["local.optimizer=sgd", "local.nesterov=true"], "local.nesterov", "nesterov needs momentum"),
+    Case(["local.schedule={final: 0.1}"], "local.schedule.final", "no final factor"),
+    Case(["federation.schedule={kind: constant, final: 0.1}"], "federation.schedule.final", "no final factor"),
+    Case(["local.schedule={warmup: 6}"], "local.schedule.warmup", "do not fit in 5 steps"),
+    Case(["federation.schedule={warmup: 4}"], "federation.schedule.warmup", "do not fit in 3 rounds"),
+    Case(["federation.clients_per_round=5"], "federation.clients_per_round", "cannot be selected from 4"),
+    Case(["adapter=full", "model.dtype=bf16"], "model.dtype", "what is learnt is fp32"),
+    Case(["adapter=full", "local.grouping=grouped"], "local.grouping", "one batched pass"),
+    Case(["adapter.targets=[]"], "adapter.targets", "no module gets an adapter"),
+    Case(['adapter.targets=""'], "adapter.targets", "no module gets an adapter"),
+    Case(['adapter.targets=["", q_proj]'], "adapter.targets", "a name in the list is empty"),
+    Case(["adapter.targets=[q_proj, q_proj]"], "adapter.targets", "q_proj is given twice"),
+    Case(['adapter.targets="*_proj"'], "adapter.targets", "not a regular expression"),
+    Case(["adapter.targets=q_proj"], "adapter.targets", "Write [q_proj]"),
+    Case(["adapter.targets=all_linear"], "adapter.targets", "Write all-linear"),
+    Case(["adapter.targets=[a]", "adapter.modules_to_save=[a]"], "adapter.modules_to_save", "also get an adapter"),
+    Case(['adapter.modules_to_save=[""]'], "adapter.modules_to_save", "a name in the list is empty"),
+    Case(["federation.early_stopping={patience: 2}", "evaluation.every=0"], "federation.early_stopping", "every is 0"),
+    Case(["federation.early_stopping={patience: 2}", "data.held_out=0"], "federation.early_stopping", "held_out is 0"),
+    Case(["checkpoints={adapter: best, keep_best: false}"], "checkpoints.adapter", "keep_best is false"),
+    Case(["checkpoints.adapter=best", "evaluation.every=0"], "checkpoints.adapter", "every is 0"),
+    Case(["checkpoints.adapter=best", "data.held_out=0"], "checkpoints.adapter", "held_out is 0"),
+    Case(["checkpoints.keep_best=true", "evaluation.every=0"], "checkpoints.keep_best", "no best round"),
+    Case(["evaluation.metric=eval_accuracy", "data.held_out=0"], "evaluation.metric", "held_out is 0"),
+    Case(["evaluation.clients_every=2", "data.validation=0"], "evaluation.clients_every", "validation is 0"),
+    Case(["evaluation.metric=accuracy"], "evaluation.metric", "Write eval_accuracy"),
+    Case(["evaluation.metric=eval_acuracy"], "evaluation.metric", "'eval_accuracy'"),
+    Case(["federation.yardsticks=[local, local]"], "federation.yardsticks", "given twice"),
+    Case(["data.template=alpaca"], "data.template", "makes no prompts"),
+    Case(["data.fields={txt: text}"], "data.fields.txt", "'text'"),
+    Case(["data.fields={shop: label}"], "data.fields.shop", "Write `label: shop`"),
+    Case(["data.fields={text: text, text_pair: text}"], "data.fields.text_pair", "already the field 'text'"),
+    Case(['data.fields={text: ""}'], "data.fields.text", "no column is given"),
+    Case(["data.where={shop: []}"], "data.where.shop", "keeps no row"),
+    Case(["data.limit=8"], "data.limit", "at least 9"),
+    Case(["data.min_rows=5", "data.partition={kind: quantity, clients: 3}"], "data.partition.min_rows", "5 or more"),
+    Case(
+        [
+            "model.task=causal_lm",
+            "data.fields={instruction: text, output: shop}",
+            "data.partition={kind: dirichlet, clients: 3, alpha: 1}",
+        ],
+        "data.partition.label",
+        "has no label field",
+    ),
+]
+
+
+if __name__ == "__main__":
+    file = write_folder(Path(sys.argv[1]))
+    refused = 0
+    for case in CASES:
+        file.write_text(case.written if isinstance(case.written, str) else BASE)
+        try:
+            load_fake(file, case.written if isinstance(case.written, list) else ())
+        except FedloomError:
+            refused += 1
+    print(refused, *sorted({"torch", "transformers", "peft", "datasets", "numpy"} & set(sys.modules)))
