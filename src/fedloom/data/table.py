@@ -44,7 +44,7 @@ _KEPT = "kept:"
 class Table:
     """Examples as columns of a memory-mapped file.
 
-    dropped: rows left out, by reason; truncated: rows whose end was cut off; source_rows: rows read; reused: whether
+    reused: whether
     the file was there already.
     """
 

@@ -82,7 +82,7 @@ def check_same(manifest: Mapping[str, Any], now: Mapping[str, Any], path: Path) 
 
 def outcome(path: Path, progress: Progress) -> dict[str, Any]:
     """What came of it, from the records."""
-    judged = [r for r in records if any(key.startswith("eval_") for key in r)]
+    judged = [r for r in RunFiles.open(path).rounds if any(key.startswith("eval_") for key in r)]
     best = {"round": progress.best_round, "value": progress.best_value} if progress.best_round is not None else None
     return {
         "before": _metrics(judged[0]) if judged else {},
