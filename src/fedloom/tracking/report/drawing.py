@@ -78,7 +78,7 @@ def to_svg(figure: Any, title: str, name: str) -> str:
         text = text.replace(colour, f"var({variable})")
     text = re.sub(r"\s*\n\s*", "\n", text)
     view = re.search(r'viewBox="[^"]*"', text)[0]  # type: ignore[index]
-    start = f'<svg {view} style="max-width:{width:.0f}px" role="img" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    start = f'<svg {view} style="--w:{width:.0f}px" role="img" xmlns:xlink="http://www.w3.org/1999/xlink">'
     return re.sub(r"<svg[^>]*>", lambda _: f"{start}<title>{html.escape(title)}</title>", text, count=1).strip()
 
 

@@ -189,10 +189,10 @@ def _heat_figure(
     gathered = (
         f" Each column gathers about {len(order) / len(columns):.0f} clients." if len(columns) < len(order) else ""
     )
+    column = "a group of clients" if gathered else "a client"
     caption = (
-        f"Each column of the map is {'a group of clients' if gathered else 'a client'}; the stronger the colour, the larger "
-        f"the label's share of the rows there (at most {100 * image.max():.0f}%).{gathered} Above: their training rows "
-        f"({_extent(rows)}).{folded}"
+        f"Each column of the map is {column}; the stronger the colour, the larger the label's share of the rows there "
+        f"(at most {100 * image.max():.0f}%).{gathered} Above: their training rows ({_extent(rows)}).{folded}"
     )
     return Picture(svg, caption)
 

@@ -144,7 +144,7 @@ def total(run: RunFiles, key: str) -> float | None:
 
 def tiles(run: RunFiles) -> list[Tile]:
     """The key figures, the watched metric first."""
-    made = [_metric_tile(run, metric) for metric in run.metrics()[:3]]
+    made = [_metric_tile(run, metric) for metric in _two_metrics(run)]
     made.append(_best_tile(run))
     selected = list(run.curve("clients")[1])
     dropped = total(run, "dropped") or 0
@@ -177,11 +177,20 @@ def tiles(run: RunFiles) -> list[Tile]:
     return [tile for tile in made if tile.value != MISSING]
 
 
+def _two_metrics(run: RunFiles) -> list[str]:
+    """The watched metric and one that says something else: of the other direction if there is one."""
+    metrics = run.metrics()
+    others = sorted(metrics[1:], key=lambda m: lower_is_better(m) == lower_is_better(metrics[0]))
+    return [*metrics[:1], *others[:1]]
+
+
 def _metric_tile(run: RunFiles, metric: str) -> Tile:
     before, after = run.value(metric, "before"), run.value(metric, "after")
     value = number(after, metric) if before is None else f"{number(before, metric)} → {number(after, metric)}"
     better = "lower is better" if lower_is_better(metric) else "higher is better"
-    return Tile(metric_label(metric), MISSING if after is None and before is None else value, better)
+    if after is None:
+        return Tile(metric_label(metric), number(before, metric), "before training")
+    return Tile(metric_label(metric), value, better)
 
 
 def _best_tile(run: RunFiles) -> Tile:
