@@ -27,7 +27,9 @@ CLASSIFIERS = {
 }
 
 
-def bound(name: str, *, dropout: float = 0.0, base_dropout: bool = False, full: bool = False, dtype=torch.float32) -> Binding:
+def bound(
+    name: str, *, dropout: float = 0.0, base_dropout: bool = False, full: bool = False, dtype=torch.float32
+) -> Binding:
     """A tiny model with an adapter whose both factors are nonzero, so that every gradient is."""
     torch.manual_seed(7)
     model: nn.Module = {**CAUSAL, **CLASSIFIERS}[name]().to(dtype)

@@ -140,22 +140,20 @@ def _drive(
     experiment: Experiment, run_dir: RunDir, listeners: Sequence[Listener], stop_asked: Callable[[], bool]
 ) -> Run:
     """The federation, then its yardsticks on the same model and data, then what comes out."""
-    from fedloom.tracking.card import write_run_readme
-    from fedloom.tracking.report import write_report
+    from fedloom.tracking.results import write_pages
 
     try:
         prepared = prepare(experiment)
         finished = _federate(prepared, run_dir, experiment.name, listeners, stop_asked)
         for name in experiment.federation.yardsticks:
-            if finished:
-                finished = _yardstick(prepared, run_dir, name, listeners, stop_asked)
+            finished = finished and _yardstick(prepared, run_dir, name, listeners, stop_asked)
         run_dir.update_manifest(status="finished" if finished else "stopped")
-        write_run_readme(run_dir.path)
-        write_report(run_dir.path)
+        write_pages(run_dir.path, experiment.model.path)
         return Run(run_dir.path, finished, run_dir.manifest())
     except FedloomError as error:
-        run_dir.event(-1, "failure", str(error))
+        run_dir.event(run_dir.manifest()["rounds_done"], "failure", str(error))
         run_dir.update_manifest(status="failed", failure=str(error))
+        write_pages(run_dir.path, experiment.model.path)
         raise
     finally:
         run_dir.close()
@@ -216,5 +214,3 @@ def _yardstick(
         return finished
     finally:
         inner.close()
-
-

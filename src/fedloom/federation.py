@@ -55,7 +55,9 @@ class Federation:
                 return False
             self.round(self.progress.round + 1)
         if self.progress.round < self.experiment.federation.rounds:
-            self.run_dir.event(self.progress.round, "early_stop", f"no improvement in {self.progress.stale} evaluations")
+            self.run_dir.event(
+                self.progress.round, "early_stop", f"no improvement in {self.progress.stale} evaluations"
+            )
         return True
 
     def round(self, number: int) -> None:
@@ -92,9 +94,13 @@ class Federation:
             self.run_dir.event(progress.round, "resume", f"resumed after round {progress.round}")
             return progress
         w = self.prepared.initial.clone()
-        self.progress = Progress(0, w, self.algorithm.server_state(w), totals={"bytes_up": 0, "bytes_down": 0, "tokens": 0})
+        self.progress = Progress(
+            0, w, self.algorithm.server_state(w), totals={"bytes_up": 0, "bytes_down": 0, "tokens": 0}
+        )
         self.run_dir.rewind({})
-        self.run_dir.event(0, "start", f"{len(self.prepared.train)} clients, {self.experiment.federation.rounds} rounds")
+        self.run_dir.event(
+            0, "start", f"{len(self.prepared.train)} clients, {self.experiment.federation.rounds} rounds"
+        )
         self._record(self._evaluate({"round": 0}), [])
         return self.progress
 

@@ -18,4 +18,6 @@ class FedAvg(Algorithm):
     """The weighted mean of what the clients learnt."""
 
     title: ClassVar[str] = "Federated averaging"
-    paper: ClassVar[str] = "McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data"
+    paper: ClassVar[str] = (
+        "McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data"
+    )

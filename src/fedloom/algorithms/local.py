@@ -1,6 +1,6 @@
 """Each client alone: the yardstick from below.
 
-    w_k <- w_k after client k's local steps; nothing is sent.
+w_k <- w_k after client k's local steps; nothing is sent.
 """
 
 from __future__ import annotations

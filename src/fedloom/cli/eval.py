@@ -13,7 +13,9 @@ __all__ = ["evaluate"]
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The run directory.", show_default=False)],
-    source: Annotated[str | None, typer.Option(help="Judge on all rows of this source instead, with the run's fields.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Judge on all rows of this source instead, with the run's fields.")
+    ] = None,
     round: Annotated[int | None, typer.Option(help="Judge this round's checkpoint; the newest when left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -31,5 +33,7 @@ def evaluate(
         return
     print(f"{opened.path.name}, after round {opened.progress.round}")
     for record in judged:
-        figures = [f"{k.removeprefix('eval_').replace('_', ' ')} {v:.4f}" for k, v in record.items() if k.startswith("eval_")]
+        figures = [
+            f"{k.removeprefix('eval_').replace('_', ' ')} {v:.4f}" for k, v in record.items() if k.startswith("eval_")
+        ]
         print(f"  {record['on']:28} {record['rows']:6} rows   {'   '.join(figures)}")

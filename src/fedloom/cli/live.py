@@ -58,7 +58,9 @@ class Live:
             if r["bytes_up"] or r["bytes_down"]:
                 parts.append(f"{r['bytes_up'] / 1e6:.2f} MB up, {r['bytes_down'] / 1e6:.2f} MB down")
             left = (self._rounds - number) * (time.monotonic() - self._started) / max(number - self._first, 1)
-            parts.append(f"{r['seconds']:.1f} s, {left:.0f} s left" if number > self._first else f"{r['seconds']:.1f} s")
+            parts.append(
+                f"{r['seconds']:.1f} s, {left:.0f} s left" if number > self._first else f"{r['seconds']:.1f} s"
+            )
         return "  ".join(parts)
 
     def _shown(self, r: dict[str, Any]) -> list[str]:

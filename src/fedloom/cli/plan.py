@@ -35,11 +35,17 @@ def plan(experiment: Experiment) -> dict[str, Any]:
     vector = {"w": torch.empty(layout.n)}
     down = encoded_size(Broadcast(layout=layout.digest, round=1), vector)
     name = prepared.train.clients[0]
-    update = Update(layout=layout.digest, round=1, client=name, weight=1.0, samples=1, tokens=1, steps=1, train_loss=1.0)
+    update = Update(
+        layout=layout.digest, round=1, client=name, weight=1.0, samples=1, tokens=1, steps=1, train_loss=1.0
+    )
     up = encoded_size(update, {"delta": vector["w"]})
     return {
         "config": dump(experiment),
-        "clients": {"number": len(rows), "per_round": cohort, "rows": {"min": int(rows.min()), "median": float(np.median(rows)), "max": int(rows.max())}},
+        "clients": {
+            "number": len(rows),
+            "per_round": cohort,
+            "rows": {"min": int(rows.min()), "median": float(np.median(rows)), "max": int(rows.max())},
+        },
         "rows_by_client": dict(zip(prepared.train.clients[:20], rows[:20].tolist(), strict=True)),
         "held_out_rows": len(prepared.held_out),
         "dropped_rows": dict(prepared.table.dropped),
@@ -61,7 +67,9 @@ def _measure_step(prepared: Prepared, group: list[int], grouped: bool) -> tuple[
     members = []
     for k in group:
         name = prepared.train.clients[k]
-        steps = plan_steps(prepared.train.rows(k), prepared.table.lengths, experiment.local, seed=experiment.seed, round=1, client=name)
+        steps = plan_steps(
+            prepared.train.rows(k), prepared.table.lengths, experiment.local, seed=experiment.seed, round=1, client=name
+        )
         longest = max(steps, key=lambda step: max(int(prepared.table.lengths[part].max()) for part in step))
         members.append(Member(name, [longest]))
     state = {k: v.expand(len(group), *v.shape) for k, v in prepared.algorithm.client_state(prepared.initial).items()}
@@ -83,7 +91,8 @@ def show_plan(facts: dict[str, Any]) -> str:
         "",
         f"clients          {clients['number']}, {clients['per_round']} a round; rows {rows['min']} to {rows['max']}, median {rows['median']:g}",
         *(f"                 {name}: {count} rows" for name, count in facts["rows_by_client"].items()),
-        f"held out         {facts['held_out_rows']} rows" + "".join(f"; dropped {n}: {why}" for why, n in facts["dropped_rows"].items()),
+        f"held out         {facts['held_out_rows']} rows"
+        + "".join(f"; dropped {n}: {why}" for why, n in facts["dropped_rows"].items()),
         f"learnt           {facts['trainable_parameters']:,} of {facts['model_parameters']:,} parameters ({share:.2f}%)",
         f"training         {facts['training']}",
         f"bytes a round    {traffic['down']:,} down, {traffic['up']:,} up (as encoded)",

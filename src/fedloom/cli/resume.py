@@ -23,5 +23,3 @@ def resume(
 
     experiment = api.load_run(run)
     finish(experiment, lambda **told: api.resume(run, **told), as_json)
-
-

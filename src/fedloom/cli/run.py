@@ -19,7 +19,9 @@ __all__ = ["run"]
 
 def run(
     experiment: Annotated[Path, typer.Argument(help="The experiment file.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides, `key.sub=value`.", show_default=False)] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Overrides, `key.sub=value`.", show_default=False)
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where run directories go.")] = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, measure one step, write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -60,7 +62,10 @@ def _summary(result: Run) -> str:
     """The metrics before and after, the yardsticks, and where to look."""
     manifest, path = result.manifest, result.path
     lines = ["", f"{manifest['name']}: {manifest['rounds_done']} of {manifest['rounds']} rounds"]
-    columns: list[tuple[str, dict[str, Any]]] = [("before", manifest.get("before") or {}), ("after", manifest.get("after") or {})]
+    columns: list[tuple[str, dict[str, Any]]] = [
+        ("before", manifest.get("before") or {}),
+        ("after", manifest.get("after") or {}),
+    ]
     for name, label in (("local", "each client alone"), ("central", "all data pooled")):
         file = path / "yardsticks" / name / "manifest.json"
         if file.exists():

@@ -1,6 +1,6 @@
 """Messages between server and clients: a closed JSON header, then safetensors. Nothing in a message can execute.
 
-    message = length of the header (4 bytes, little endian) | header (JSON) | tensors (safetensors)
+message = length of the header (4 bytes, little endian) | header (JSON) | tensors (safetensors)
 """
 
 from __future__ import annotations

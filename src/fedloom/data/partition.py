@@ -142,7 +142,7 @@ def _dirichlet(
     for attempt in range(_TRIES):
         random = stream(seed, "partition", "dirichlet", attempt)
         shares = random.dirichlet(np.full(n, spec.alpha), size=len(counts))
-        cuts = np.floor(np.cumsum(shares, axis=1) * counts[:, None] + 1e-9).astype(np.int64)
+        cuts = np.floor(np.cumsum(shares, axis=1) * counts[:, None]).astype(np.int64)
         cuts[:, -1] = counts
         sizes = np.diff(np.minimum(cuts, counts[:, None]), axis=1, prepend=0)
         best = max(best, int(sizes.sum(axis=0).min()))

@@ -52,7 +52,9 @@ class GroupResult:
     reports: list[ClientReport]
 
 
-def run_group(prepared: Prepared, store: ClientStore, trainer: Trainer, work: Task, clients: Sequence[int]) -> GroupResult:
+def run_group(
+    prepared: Prepared, store: ClientStore, trainer: Trainer, work: Task, clients: Sequence[int]
+) -> GroupResult:
     """Train a group and fold its updates.
 
     When the group as a whole raises, its clients are run one by one, so that the failure gets its client's name.
@@ -122,7 +124,9 @@ def _member(prepared: Prepared, round: int, client: int) -> Member:
     name = prepared.train.clients[client]
     rows = prepared.train.rows(client)
     local, seed = prepared.experiment.local, prepared.experiment.seed
-    steps = plan_steps(rows, prepared.table.lengths, local, seed=seed, round=round, client=name, scale=prepared.step_scale)
+    steps = plan_steps(
+        rows, prepared.table.lengths, local, seed=seed, round=round, client=name, scale=prepared.step_scale
+    )
     return Member(name, steps)
 
 
@@ -133,7 +137,9 @@ def _optimizer_memory(
     if prepared.experiment.local.optimizer_state == "reset":
         return None
     fresh = trainer.fresh_memory(rows[:1])
-    own = [{k.removeprefix("optimizer."): v for k, v in (s or {}).items() if k.startswith("optimizer.")} for s in states]
+    own = [
+        {k.removeprefix("optimizer."): v for k, v in (s or {}).items() if k.startswith("optimizer.")} for s in states
+    ]
     return {key: torch.stack([o.get(key, first[0]) for o in own]) for key, first in fresh.items()}
 
 
@@ -145,7 +151,9 @@ def _weight(prepared: Prepared, client: int) -> float:
     return float(len(rows)) if weighting == "samples" else 1.0
 
 
-def _send(prepared: Prepared, work: Task, member: Member, weight: float, row: Tensor | None) -> tuple[ClientReport, Tensor | None]:
+def _send(
+    prepared: Prepared, work: Task, member: Member, weight: float, row: Tensor | None
+) -> tuple[ClientReport, Tensor | None]:
     """A client's update: counted where it is encoded; with `engine.wire`, really encoded and decoded."""
     facts = {"samples": member.samples, "tokens": member.tokens, "steps": len(member.steps), "train_loss": member.loss}
     if row is None or not prepared.algorithm.federated:

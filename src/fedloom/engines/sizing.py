@@ -28,7 +28,7 @@ class Sizing:
 
     @property
     def how(self) -> str:
-        """"grouped" or "in_place"."""
+        """ "grouped" or "in_place"."""
         return "grouped" if self.grouped else "in_place"
 
 
@@ -48,13 +48,19 @@ def size_groups(prepared: Prepared) -> Sizing:
     ungroupable = prepared.binding.ungroupable
     if local.grouping == "grouped":
         if ungroupable:
-            raise ModelError(f"this model cannot be trained grouped: {ungroupable}", where="local.grouping", fix="use `auto`")
+            raise ModelError(
+                f"this model cannot be trained grouped: {ungroupable}", where="local.grouping", fix="use `auto`"
+            )
         return Sizing(size, True, "asked for")
     if ungroupable:
         return Sizing(_IN_PLACE if engine.group_size == "auto" else size, False, ungroupable)
     if auto < 2:
         rows = local.batch_size * typical
-        return Sizing(_IN_PLACE if engine.group_size == "auto" else size, False, f"one client's {rows} rows a step fill the products")
+        return Sizing(
+            _IN_PLACE if engine.group_size == "auto" else size,
+            False,
+            f"one client's {rows} rows a step fill the products",
+        )
     return Sizing(size, size > 1, f"{size} clients x {local.batch_size} x {typical} tokens a step")
 
 

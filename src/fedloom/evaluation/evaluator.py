@@ -69,4 +69,6 @@ class Evaluator:
 
 
 def _record(round: int, client: str, which: str, rows: int, metrics: dict[str, float]) -> dict[str, Any]:
-    return {"round": round, "client": client, "evaluated": which, "rows": rows} | {f"eval_{k}": v for k, v in metrics.items()}
+    return {"round": round, "client": client, "evaluated": which, "rows": rows} | {
+        f"eval_{k}": v for k, v in metrics.items()
+    }

@@ -37,4 +37,7 @@ def measure(binding: Binding, task: Task, table: Table, rows: Rows, w: Tensor, b
 def metrics_by_part(task: Task, measured: Measured, sizes: Sequence[int]) -> list[dict[str, float]]:
     """The metrics of consecutive parts of the measured rows, one part a client."""
     ends = np.cumsum(sizes)
-    return [task.metrics({k: v[end - size : end] for k, v in measured.items()}) for size, end in zip(sizes, ends, strict=True)]
+    return [
+        task.metrics({k: v[end - size : end] for k, v in measured.items()})
+        for size, end in zip(sizes, ends, strict=True)
+    ]

@@ -16,7 +16,9 @@ from fedloom.local.store import ClientStore
 __all__ = ["verdict"]
 
 
-def verdict(prepared: Prepared, store: ClientStore, w: Tensor, round: int, source: str | None = None) -> list[dict[str, Any]]:
+def verdict(
+    prepared: Prepared, store: ClientStore, w: Tensor, round: int, source: str | None = None
+) -> list[dict[str, Any]]:
     """One record for each set of rows: `{"on": ..., "rows": ..., metrics}`.
 
     Raises DataError when another source holds a label that the training set does not.
@@ -34,5 +36,7 @@ def verdict(prepared: Prepared, store: ClientStore, w: Tensor, round: int, sourc
     judged: list[dict[str, Any]] = [{"on": "held out", "rows": len(prepared.held_out)} | shared] if shared else []
     for record in evaluator.clients(w, round):
         metrics = {k: v for k, v in record.items() if k.startswith("eval_")}
-        judged.append({"on": f"{record['client']}, {record['evaluated'].replace('_', ' ')}", "rows": record["rows"]} | metrics)
+        judged.append(
+            {"on": f"{record['client']}, {record['evaluated'].replace('_', ' ')}", "rows": record["rows"]} | metrics
+        )
     return judged

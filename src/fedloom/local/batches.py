@@ -25,7 +25,9 @@ def _chunk(rows: int, local: Local) -> int:
     return min(rows, local.batch_size * local.accumulate)
 
 
-def plan_steps(rows: Rows, lengths: np.ndarray, local: Local, *, seed: int, round: int, client: str, scale: int = 1) -> list[list[Rows]]:
+def plan_steps(
+    rows: Rows, lengths: np.ndarray, local: Local, *, seed: int, round: int, client: str, scale: int = 1
+) -> list[list[Rows]]:
     """For each step, its micro-batches: passes over the rows in random order, rows of like length together.
 
     Drawn from the stream (seed, "batches", round, client). A step holds up to batch_size x accumulate rows, each once; with

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -88,28 +87,48 @@ def prepare(experiment: Experiment, algorithm: Algorithm) -> Prepared:
     strata = _strata_column(experiment)
     codes = table.codes(strata)[0] if strata else None
     rest, held_out = hold_out(np.arange(len(table)), data.held_out, seed, labels=codes)
-    whole = partition_rows(data.partition, rest, table, seed=seed, base=base, label=_label_column(experiment), min_rows=data.min_rows)
+    whole = partition_rows(
+        data.partition, rest, table, seed=seed, base=base, label=_label_column(experiment), min_rows=data.min_rows
+    )
     train, validation = split_validation(whole, data.validation, seed)
 
     model = load_model(
-        experiment.model, base, auto_class=task.auto_class, labels=labels, pad_token_id=tokenizer.pad_token_id, seed=seed
+        experiment.model,
+        base,
+        auto_class=task.auto_class,
+        labels=labels,
+        pad_token_id=tokenizer.pad_token_id,
+        seed=seed,
     )
     adapted = attach(model, experiment.adapter, peft_task=task.peft_task, heads=task.heads, seed=seed)
     digest = fingerprint(adapted)
     binding = Binding(adapted.to(device), base_dropout=experiment.model.dropout)
     initial = binding.home.values[0].cpu().clone()
-    return Prepared(experiment, algorithm, task, tokenizer, labels, table, held_out, train, validation, binding, digest, initial)
+    return Prepared(
+        experiment, algorithm, task, tokenizer, labels, table, held_out, train, validation, binding, digest, initial
+    )
 
 
 def encode_source(experiment: Experiment, task: Task, tokenizer: Any, source: Source) -> Table:
     """The source's rows as the task's columns, from the cache of tables where they have been made before."""
     data, info = experiment.data, task.info
     wanted = (data.fields, info.required_fields, info.optional_fields)
-    shape = [experiment.model.task, data.template, data.max_length, sorted(data.fields.items()), getattr(task, "labels", [])]
+    shape = [
+        experiment.model.task,
+        data.template,
+        data.max_length,
+        sorted(data.fields.items()),
+        getattr(task, "labels", []),
+    ]
     key = json.dumps([shape, _tokenizer_digest(tokenizer)])
     columns = [c for c in (_label_column(experiment), getattr(data.partition, "column", None)) if c]
     return build_table(
-        source, task.encoder(), map=lambda row: map_fields(row, *wanted), key=key, keep=columns, cache=cache_root() / "tables"
+        source,
+        task.encoder(),
+        map=lambda row: map_fields(row, *wanted),
+        key=key,
+        keep=columns,
+        cache=cache_root() / "tables",
     )
 
 
@@ -141,5 +160,3 @@ def _device(experiment: Experiment) -> torch.device:
 def _tokenizer_digest(tokenizer: Any) -> str:
     text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template) + str(tokenizer.special_tokens_map)
     return hashlib.sha256(text.encode()).hexdigest()
-
-

@@ -7,6 +7,7 @@ Clients are sorted by their number of steps, and the bank shrinks to those still
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ from fedloom.tasks.base import Batch, Rows, Task
 from fedloom.vector.bank import Bank, clip_rows
 from fedloom.vector.optim import State, optimizer
 from fedloom.vector.schedule import factor
+
+# Gradients are rows of a bank, so their strides are wider than a tensor's of that shape would be; that is what we want.
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 __all__ = ["GradientRule", "Member", "Trainer"]
 
@@ -61,7 +65,15 @@ class Trainer:
     _room: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
 
     def run(
-        self, members: Sequence[Member], rows: Tensor, rule: GradientRule, state: State, memory: State | None, *, round: int, lr_factor: float
+        self,
+        members: Sequence[Member],
+        rows: Tensor,
+        rule: GradientRule,
+        state: State,
+        memory: State | None,
+        *,
+        round: int,
+        lr_factor: float,
     ) -> tuple[Tensor, State]:
         """Train K members from rows `[K, n]`; returns the trained rows and the optimizer's state, both in the members' order.
 
@@ -72,7 +84,9 @@ class Trainer:
         pick = _picker(order)
         values = pick(rows.to(self.binding.device))
         bank = Bank(values, self._gradients(values))
-        anchor = values.clone() if rows.stride(0) else rows[:1].to(self.binding.device)  # one row, where all start alike
+        anchor = (
+            values.clone() if rows.stride(0) else rows[:1].to(self.binding.device)
+        )  # one row, where all start alike
         sorted_state = {name: pick(kept.to(values.device)) for name, kept in state.items()}
         optim = optimizer(self.local)
         kept = {name: pick(own.to(values.device)) for name, own in memory.items()} if memory else optim.init(values)
@@ -94,7 +108,15 @@ class Trainer:
         return optimizer(self.local).init(rows)
 
     def _one_by_one(
-        self, bank: Bank, members: Sequence[Member], anchor: Tensor, rule: GradientRule, state: State, memory: State, round: int, lr_factor: float
+        self,
+        bank: Bank,
+        members: Sequence[Member],
+        anchor: Tensor,
+        rule: GradientRule,
+        state: State,
+        memory: State,
+        round: int,
+        lr_factor: float,
     ) -> None:
         home = self.binding.home
         for k, member in enumerate(members):
@@ -102,11 +124,28 @@ class Trainer:
             home.values.copy_(bank.values[one])
             own_state = {name: values[one] for name, values in state.items()}
             own_memory = {name: values[one] for name, values in memory.items()}
-            self._train(home, [member], anchor[one] if len(anchor) > 1 else anchor, rule, own_state, own_memory, round, lr_factor)
+            self._train(
+                home,
+                [member],
+                anchor[one] if len(anchor) > 1 else anchor,
+                rule,
+                own_state,
+                own_memory,
+                round,
+                lr_factor,
+            )
             bank.values[one].copy_(home.values)
 
     def _train(
-        self, bank: Bank, members: Sequence[Member], anchor: Tensor, rule: GradientRule, state: State, memory: State, round: int, lr_factor: float
+        self,
+        bank: Bank,
+        members: Sequence[Member],
+        anchor: Tensor,
+        rule: GradientRule,
+        state: State,
+        memory: State,
+        round: int,
+        lr_factor: float,
     ) -> None:
         """Train sorted members on the rows of a bank, in place."""
         optim = optimizer(self.local)

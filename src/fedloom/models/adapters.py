@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from fedloom.config.schema import Adapter, LoraAdapter
 from fedloom.errors import ModelError, nearest
@@ -37,7 +38,9 @@ def attach(model: nn.Module, config: Adapter, *, peft_task: str | None, heads: I
     elif targets != "all-linear" and not any(re.fullmatch(targets, name) for name, _ in model.named_modules()):
         raise _no_match(model, targets, "adapter.targets")
     lora = peft.LoraConfig(
-        task_type=peft_task,
+        task_type=peft_task
+        if isinstance(model, PreTrainedModel)
+        else None,  # peft asks those for more than a model of one's own has
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,

@@ -14,7 +14,6 @@ from functools import partial
 import torch
 from peft.tuners import lora
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedloom.errors import ModelError
 from fedloom.models.dropout import Dropouts
@@ -60,7 +59,11 @@ class Binding:
         Gradients add up in `bank.grads`. Raises ModelError when a trainable module cannot be grouped.
         """
         if self.ungroupable:
-            raise ModelError(f"this model cannot be trained grouped: {self.ungroupable}", where="local.grouping", fix="use `in_place`")
+            raise ModelError(
+                f"this model cannot be trained grouped: {self.ungroupable}",
+                where="local.grouping",
+                fix="use `in_place`",
+            )
         values, grads = self.layout.views(bank.values), self.layout.views(bank.grads)
         leaves = {}
         for name, view in values.items():
@@ -100,7 +103,11 @@ class Binding:
             elif any(p.requires_grad for p in module.parameters(recurse=False)):
                 sites.append(module)
                 whole = all(p.requires_grad for p in module.parameters(recurse=False))
-                reason = reason if isinstance(module, nn.Linear) and whole else reason or f"{name} is a {type(module).__name__}"
+                reason = (
+                    reason
+                    if isinstance(module, nn.Linear) and whole
+                    else reason or f"{name} is a {type(module).__name__}"
+                )
         return sites, reason
 
 

@@ -55,7 +55,9 @@ def load_tokenizer(config: Model, base: Path) -> Any:
     return tokenizer
 
 
-def load_model(config: Model, base: Path, *, auto_class: str, labels: Sequence[str], pad_token_id: int, seed: int) -> nn.Module:
+def load_model(
+    config: Model, base: Path, *, auto_class: str, labels: Sequence[str], pad_token_id: int, seed: int
+) -> nn.Module:
     """The frozen base model in evaluation mode; new heads are drawn from the stream (seed, "init-model").
 
     Raises ModelError when it cannot be found or read.
@@ -119,7 +121,9 @@ def _build(config: Model, base: Path, labels: Sequence[str]) -> tuple[nn.Module,
 
 def _enable_checkpointing(model: nn.Module) -> None:
     if not getattr(model, "supports_gradient_checkpointing", False):
-        raise ModelError("this model has no gradient checkpointing", where="model.gradient_checkpointing", fix="remove the key")
+        raise ModelError(
+            "this model has no gradient checkpointing", where="model.gradient_checkpointing", fix="remove the key"
+        )
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     # Layers recompute only in training mode; the rest stays in evaluation mode, so no other behaviour changes.
     for module in model.modules():

@@ -46,7 +46,9 @@ class CausalLM:
         input_ids, lengths, longest = join_ragged(ids, offsets, rows, self.tokenizer.pad_token_id)
         mask, _, _ = join_ragged(learnt, offsets, rows, 0)
         width = input_ids.shape[1]
-        attention = (torch.arange(width) < lengths.clamp_min(1).unsqueeze(1)).long()  # a padding row attends to one token
+        attention = (
+            torch.arange(width) < lengths.clamp_min(1).unsqueeze(1)
+        ).long()  # a padding row attends to one token
         wanted = torch.zeros_like(mask)
         wanted[:, :-1] = mask[:, 1:]
         picks = wanted.reshape(-1).nonzero().squeeze(1)
@@ -110,5 +112,3 @@ def _picked(model: nn.Module, picks: Tensor, *, several: bool) -> Iterator[None]
         yield
     finally:
         hook.remove()
-
-

@@ -21,7 +21,7 @@ from fedloom.config.schema import Checkpoints
 from fedloom.errors import CheckpointError
 from fedloom.files import atomic_folder
 
-__all__ = ["Progress", "CheckpointFolder"]
+__all__ = ["CheckpointFolder", "Progress"]
 
 
 @dataclass
@@ -63,7 +63,9 @@ class CheckpointFolder:
         """
         rounds = self.rounds()
         if not rounds:
-            raise CheckpointError("there is no checkpoint yet", where=str(self._folder), fix="run `fedloom resume` first")
+            raise CheckpointError(
+                "there is no checkpoint yet", where=str(self._folder), fix="run `fedloom resume` first"
+            )
         return rounds[-1]
 
     def save(self, progress: Progress) -> None:
@@ -100,7 +102,9 @@ class CheckpointFolder:
         path = self._path(round)
         if not path.exists():
             have = ", ".join(map(str, self.rounds())) or "none"
-            raise CheckpointError(f"there is no checkpoint of round {round}", where=str(self._folder), why=f"there are: {have}")
+            raise CheckpointError(
+                f"there is no checkpoint of round {round}", where=str(self._folder), why=f"there are: {have}"
+            )
         try:
             content = (path / "state.safetensors").read_bytes()
             numbers: dict[str, Any] = json.loads((path / "state.json").read_text())

@@ -10,11 +10,12 @@ import numpy as np
 from fedloom.data.partition import describe
 from fedloom.files import write_atomic
 from fedloom.local.prepare import Prepared
-from fedloom.tracking.card import write_card
+from fedloom.tracking.card import write_card, write_run_readme
 from fedloom.tracking.checkpoint import CheckpointFolder, Progress
 from fedloom.tracking.export import save_adapter
+from fedloom.tracking.report import write_report
 
-__all__ = ["write_adapter", "write_partition"]
+__all__ = ["write_adapter", "write_pages", "write_partition"]
 
 
 def write_partition(prepared: Prepared, path: Path) -> None:
@@ -26,11 +27,19 @@ def write_partition(prepared: Prepared, path: Path) -> None:
 
 
 def write_adapter(prepared: Prepared, progress: Progress, path: Path) -> str:
-    """`adapter/` with its model card, from the last round or the best; returns its digest."""
+    """`adapter/`, from the last round or the best; returns its digest."""
     keep = prepared.experiment.checkpoints
     if keep.adapter == "best" and progress.best_round not in (None, progress.round):
         assert progress.best_round is not None
         progress = CheckpointFolder(path / "checkpoints", keep).load(progress.best_round)
-    digest = save_adapter(prepared.binding, progress.w, prepared.tokenizer, prepared.experiment.model.path, path / "adapter")
-    write_card(path, path / "adapter", prepared.experiment.model.path)
-    return digest
+    return save_adapter(
+        prepared.binding, progress.w, prepared.tokenizer, prepared.experiment.model.path, path / "adapter"
+    )
+
+
+def write_pages(path: Path, base_model: str) -> None:
+    """`report.html`, `README.md` and the adapter's model card, from the records as they stand."""
+    if (path / "adapter").exists():
+        write_card(path, path / "adapter", base_model)
+    write_run_readme(path)
+    write_report(path)

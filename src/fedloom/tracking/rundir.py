@@ -31,7 +31,9 @@ class RunDir:
             self._lock.acquire(timeout=0)
         except filelock.Timeout as error:
             raise RunError(
-                "another process is using this run", where=str(path), fix="wait for it to end, or stop it, then try again"
+                "another process is using this run",
+                where=str(path),
+                fix="wait for it to end, or stop it, then try again",
             ) from error
         self._log = logging.FileHandler(path / "log.txt", encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -61,7 +63,9 @@ class RunDir:
                 else:
                     return cls(target)
         except OSError as error:
-            raise RunError(f"the run directory cannot be made: {error.strerror}", where=str(path), fix="choose another `--out`") from error
+            raise RunError(
+                f"the run directory cannot be made: {error.strerror}", where=str(path), fix="choose another `--out`"
+            ) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         raise RunError("the run directory is taken", where=str(path), fix="choose another name")
@@ -125,7 +129,11 @@ class RunDir:
             with (self.path / name).open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
         except OSError as error:
-            raise RunError(f"{name} cannot be written: {error.strerror}", where=str(self.path), fix="make room and run `fedloom resume`") from error
+            raise RunError(
+                f"{name} cannot be written: {error.strerror}",
+                where=str(self.path),
+                fix="make room and run `fedloom resume`",
+            ) from error
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

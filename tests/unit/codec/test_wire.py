@@ -14,7 +14,16 @@ EXPECTED = {"delta": (torch.float32, (N,))}
 
 
 def update(**changes):
-    facts = {"layout": "abc", "round": 3, "client": "Łódź-1", "weight": 2.0, "samples": 4, "tokens": 9, "steps": 1, "train_loss": 0.5}
+    facts = {
+        "layout": "abc",
+        "round": 3,
+        "client": "Łódź-1",
+        "weight": 2.0,
+        "samples": 4,
+        "tokens": 9,
+        "steps": 1,
+        "train_loss": 0.5,
+    }
     return Update(**(facts | changes))
 
 

@@ -84,6 +84,17 @@ def test_the_same_content_has_the_same_digest(tmp_path: Path) -> None:
     assert build(ROWS, tmp_path / "a").path.read_bytes() == build(ROWS, tmp_path / "c").path.read_bytes()
 
 
+def test_the_digest_sees_where_a_row_ends(tmp_path: Path) -> None:
+    def only_ids(rows: Sequence[Row]) -> list[Encoded | Dropped]:
+        return [Encoded({"input_ids": np.frombuffer(str(row.values["text"]).encode(), np.uint8)}) for row in rows]
+
+    def digest(*texts: str) -> str:
+        rows = [{"text": text} for text in texts]
+        return build(rows, tmp_path / "-".join(texts), encode=only_ids, keep=[]).digest
+
+    assert len({digest("ab", "c"), digest("a", "bc"), digest("ac", "b")}) == 3
+
+
 def test_without_a_cache_it_lives_as_long_as_the_table() -> None:
     table = build(ROWS, None)
     path = table.path

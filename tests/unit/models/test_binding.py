@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from tiny import CAUSAL, CLASSIFIERS, bound
 from torch.nn import functional as F
 
 from fedloom.errors import ModelError
 from fedloom.models.dropout import Block
 from fedloom.vector.bank import Bank
-from tiny import CAUSAL, CLASSIFIERS, bound
 
 K, B, T = 3, 2, 7
 

@@ -15,7 +15,9 @@ from fedloom.tracking.rundir import RunDir
 
 
 def progress(round, **changes):
-    return Progress(round, torch.randn(8), {"m": torch.ones(3)}, totals={"tokens": round}, positions={"a": 5}, **changes)
+    return Progress(
+        round, torch.randn(8), {"m": torch.ones(3)}, totals={"tokens": round}, positions={"a": 5}, **changes
+    )
 
 
 def test_comes_back_bit_for_bit(tmp_path):
@@ -87,8 +89,12 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path):
             print(error)
         print(folder.rounds(), folder.load(1).w.sum().item(), sorted(p.name for p in Path(sys.argv[1]).iterdir()))
     """)
-    out = subprocess.run([sys.executable, "-c", script, str(tmp_path / "c")], capture_output=True, text=True, timeout=120)
-    assert "round 2 could not be saved" in out.stdout and "newest whole checkpoint is of round 1" in out.stdout, out.stderr
+    out = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "c")], capture_output=True, text=True, timeout=120
+    )
+    assert "round 2 could not be saved" in out.stdout and "newest whole checkpoint is of round 1" in out.stdout, (
+        out.stderr
+    )
     assert "[1] 45.0 ['round-000001']" in out.stdout
 
 
@@ -121,7 +127,9 @@ def test_run_directory_is_never_overwritten(tmp_path):
 
 def test_run_directory_in_use_is_refused(tmp_path):
     first = RunDir.create(tmp_path / "r", "a: 1", {})
-    script = f"from pathlib import Path; from fedloom.tracking.rundir import RunDir; RunDir.open(Path({str(first.path)!r}))"
+    script = (
+        f"from pathlib import Path; from fedloom.tracking.rundir import RunDir; RunDir.open(Path({str(first.path)!r}))"
+    )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert "another process is using this run" in out.stderr
     first.close()

@@ -56,7 +56,15 @@ def test_streams_do_not_depend_on_order():
 
 
 def test_streams_differ_by_every_part_of_the_key():
-    keys = [(1, "a", 2, "x"), (2, "a", 2, "x"), (1, "b", 2, "x"), (1, "a", 3, "x"), (1, "a", 2, "y"), (1, "a", "2", "x"), (1, "a", 2)]
+    keys = [
+        (1, "a", 2, "x"),
+        (2, "a", 2, "x"),
+        (1, "b", 2, "x"),
+        (1, "a", 3, "x"),
+        (1, "a", 2, "y"),
+        (1, "a", "2", "x"),
+        (1, "a", 2),
+    ]
     assert len({stream_seed(*k) for k in keys}) == len(keys)
     assert stream_seed(0, "ab", "c") != stream_seed(0, "a", "bc")
 
