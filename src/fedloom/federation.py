@@ -119,7 +119,7 @@ class Federation:
         """The round's record without its evaluation; the totals grow by it."""
         ok = [r for r in reports if r.status == "ok"]
         weight = sum(r.weight for r in ok)
-        record = {
+        record: dict[str, Any] = {
             "round": self.progress.round,
             "clients": len(ok),
             "dropped": len(reports) - len(ok),

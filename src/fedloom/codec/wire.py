@@ -56,7 +56,7 @@ class Update(Header):
 def encode(header: Header, tensors: Mapping[str, Tensor]) -> bytes:
     """The bytes of a message."""
     text = header.model_dump_json().encode()
-    return struct.pack("<I", len(text)) + text + safetensors.torch.save(dict(tensors))
+    return b"".join([struct.pack("<I", len(text)), text, safetensors.torch.save(dict(tensors))])
 
 
 def encoded_size(header: Header, tensors: Mapping[str, Tensor]) -> int:

@@ -67,7 +67,8 @@ def run_group(
         if len(clients) == 1:
             return _failed(prepared, work, clients[0], error)
     fold = prepared.algorithm.combine()
-    partial, reports = fold.empty(prepared.binding.layout.n), []
+    partial = fold.empty(prepared.binding.layout.n)
+    reports: list[ClientReport] = []
     for client in clients:
         alone = run_group(prepared, store, trainer, work, [client])
         partial, reports = fold.merge(partial, alone.partial), reports + alone.reports
@@ -96,7 +97,8 @@ def _run(prepared: Prepared, store: ClientStore, trainer: Trainer, work: Task, c
     delta, state = algorithm.upload(trained - anchor, trained, state)
 
     keep = prepared.experiment.local.optimizer_state == "keep"
-    reports, weights = [], torch.zeros(len(clients))
+    reports: list[ClientReport] = []
+    weights = torch.zeros(len(clients))
     for k, member in enumerate(members):
         if member.failure:
             _apply_policy(prepared, member.failure)

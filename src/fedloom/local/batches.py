@@ -43,7 +43,7 @@ def plan_steps(
             window = order[start : start + chunk * _WINDOW]
             window = window[np.argsort(-lengths[window], kind="stable")]
             epoch += [window[i : i + chunk] for i in range(0, len(window), chunk)]
-        generator.shuffle(epoch)  # type: ignore[arg-type]
+        generator.shuffle(epoch)
         steps += [_micro_batches(step, local) for step in epoch]
     return steps[:wanted]
 

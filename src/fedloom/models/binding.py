@@ -121,7 +121,7 @@ def _as_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, .
 
 def _grouped_lora(site: lora.Linear, a: Tensor, b: Tensor, scaling: float, x: Tensor) -> Tensor:
     """W x + (alpha / r) B_k A_k x for block k of the batch; `a` is `[K, r, in]`, `b` is `[K, out, r]`."""
-    base = site.base_layer(x)
+    base: Tensor = site.base_layer(x)
     z = torch.bmm(_blocks(site.lora_dropout[_ADAPTER](x).to(a.dtype), len(a)), a.transpose(1, 2))
     if base.dtype == b.dtype:
         return torch.baddbmm(_blocks(base, len(a)), z, b.transpose(1, 2), alpha=scaling).view(base.shape)

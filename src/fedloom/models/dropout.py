@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Dropouts:
         rows and positions get the same numbers whatever they are padded to.
         """
         for name, module in self._modules:
-            module.forward = lambda x, p=module.p, name=name: _drop(x, p, name, blocks)  # type: ignore[misc]
+            module.forward = partial(_drop, name, module.p, blocks)  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -49,7 +50,7 @@ class Dropouts:
                 del module.forward
 
 
-def _drop(x: Tensor, p: float, name: str, blocks: Sequence[Block]) -> Tensor:
+def _drop(name: str, p: float, blocks: Sequence[Block], x: Tensor) -> Tensor:
     """x * mask / (1 - p), the mask Bernoulli(1 - p)."""
     rows = x.shape[0] // len(blocks)
     keep = torch.ones(x.shape, dtype=x.dtype)

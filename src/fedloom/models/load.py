@@ -68,7 +68,7 @@ def load_model(
             model = _build(config, base, labels)[0].to(_DTYPES[config.dtype])
         else:
             model = _pretrained(config, base, auto_class, labels)
-    if hasattr(model, "config"):
+    if isinstance(model, transformers.PreTrainedModel):
         model.config.pad_token_id = pad_token_id
         model.config.use_cache = False
     model.requires_grad_(False)

@@ -66,7 +66,7 @@ class CausalLM:
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """`[K]`: the answer tokens' cross entropy, summed for each client."""
         entropy = F.cross_entropy(self._logits(model, batch), batch.targets, reduction="none")
-        return torch.stack([part.sum() for part in entropy.split(batch.items)])
+        return torch.stack([part.sum() for part in torch.split(entropy, batch.items)])
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Each row's summed loss, learnt tokens, and tokens predicted right."""
