@@ -117,6 +117,11 @@ def project(folder: Path) -> Path:
 
 def experiment(folder: Path, config: dict[str, Any], **changes: Any) -> Experiment:
     """An experiment in that folder; `changes` replace keys, written with `__` for the dots: federation__rounds=5."""
+    return api.load(experiment_file(folder, config, **changes))
+
+
+def experiment_file(folder: Path, config: dict[str, Any], **changes: Any) -> Path:
+    """The experiment's file, not read."""
     import json
 
     project(folder)
@@ -129,4 +134,4 @@ def experiment(folder: Path, config: dict[str, Any], **changes: Any) -> Experime
         place[last] = value
     file = folder / "experiment.yaml"
     file.write_text(json.dumps(config))  # JSON is YAML
-    return api.load(file)
+    return file

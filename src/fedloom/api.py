@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,9 +152,14 @@ def _drive(
         write_pages(run_dir.path, experiment.model.path)
         return Run(run_dir.path, finished, run_dir.manifest())
     except FedloomError as error:
-        run_dir.event(run_dir.manifest()["rounds_done"], "failure", str(error))
-        run_dir.update_manifest(status="failed", failure=str(error))
-        write_pages(run_dir.path, experiment.model.path)
+        with suppress(FedloomError):  # on a full disk the failure cannot be written down either
+            run_dir.event(run_dir.manifest()["rounds_done"], "failure", str(error))
+            run_dir.update_manifest(status="failed", failure=str(error))
+            write_pages(run_dir.path, experiment.model.path)
+        raise
+    except KeyboardInterrupt:
+        with suppress(FedloomError):
+            run_dir.update_manifest(status="stopped")
         raise
     finally:
         run_dir.close()

@@ -27,6 +27,11 @@ def _sentence(text: str) -> str:
     return text if text.endswith(("?", "!")) else f"{text.rstrip('.')}."
 
 
+def _capital(text: str) -> str:
+    """With a capital, unless it begins with a name: "`resume` ...", "own:pairs ..."."""
+    return text[:1].upper() + text[1:] if text.partition(" ")[0].rstrip(",").isalpha() else text
+
+
 class FedloomError(Exception):
     """An error with a place, a reason and a remedy.
 
@@ -42,8 +47,8 @@ class FedloomError(Exception):
 
     def _paragraph(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
-        sentences = [head, self.why, self.fix]
-        return " ".join(_sentence(s) for s in sentences if s)
+        sentences = [head, *(_capital(s) for s in (self.why, self.fix) if s)]
+        return " ".join(_sentence(s) for s in sentences)
 
 
 class UsageError(FedloomError):

@@ -75,8 +75,13 @@ class Federation:
             total = fold.merge(total, result.partial)
             reports += result.reports
         if all(report.status == "dropped" for report in reports):
-            raise RunError(f"every client of round {number} failed", why=reports[0].reason, fix="see clients.jsonl")
+            self._write_reports(number, reports)
+            first = (reports[0].reason or "").partition("\n")[0]  # a traceback may follow
+            raise RunError(f"every client of round {number} failed", why=first, fix="see clients.jsonl")
         progress.w, progress.server = self.algorithm.apply(progress.w, fold.finish(total), progress.server)
+        if not torch.isfinite(progress.w).all():  # the losses were: it is the last step that went too far
+            fix = "lower `local.lr` or set `local.clip`"
+            raise RunError(f"the model is not finite after round {number}", why="training has diverged", fix=fix)
         progress.round = number
 
         record = self._evaluate(self._account(reports, bytes_each * len(reports), lr_factor))
@@ -165,13 +170,16 @@ class Federation:
         stalled = stopping is not None and self.progress.stale >= stopping.patience
         return stalled or self.progress.round >= self.experiment.federation.rounds
 
+    def _write_reports(self, number: int, reports: Sequence[ClientReport]) -> None:
+        self.run_dir.clients([{"round": number} | vars(r) for r in reports])
+        for report in reports:
+            if report.status == "dropped":
+                self.run_dir.event(number, "drop", f"{report.client}: {report.reason}")
+
     def _record(self, record: dict[str, Any], reports: Sequence[ClientReport]) -> None:
         """Write the round down, then its checkpoint: what a checkpoint holds has been recorded."""
         progress, keep = self.progress, self.experiment.checkpoints
-        self.run_dir.clients([{"round": progress.round} | vars(r) for r in reports])
-        for report in reports:
-            if report.status == "dropped":
-                self.run_dir.event(progress.round, "drop", f"{report.client}: {report.reason}")
+        self._write_reports(progress.round, reports)
         self.run_dir.metrics(record)
         last = self.over or self.stop_asked()
         best = keep.keep_best and progress.best_round == progress.round

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_folder", "sync_folder", "write_atomic"]
+__all__ = ["atomic_folder", "sync_folder", "write_atomic", "write_new"]
 
 
 def sync_folder(path: Path) -> None:
@@ -34,6 +34,17 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_new(path: Path, content: str) -> None:
+    """Write a file that must not be there yet; raises FileExistsError when it is, and leaves no part behind."""
+    file = path.open("x", encoding="utf-8")
+    try:
+        with file:
+            file.write(content)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedloom.algorithms.base import Algorithm
 from fedloom.config.reference import is_reference, load_attribute
-from fedloom.errors import FedloomError, nearest
+from fedloom.errors import UsageError, nearest
 
 __all__ = ["ALGORITHMS", "Algorithm", "catalogue", "resolve"]
 
@@ -22,10 +22,10 @@ ALGORITHMS: Mapping[str, str] = {
 def resolve(name: str, base: Path) -> type[Algorithm]:
     """The class of an algorithm, by name or the user's own `module:attribute`."""
     if name not in ALGORITHMS and not is_reference(name):
-        raise FedloomError(f"there is no algorithm {name!r}", fix=nearest(name, list(ALGORITHMS)))
+        raise UsageError(f"there is no algorithm {name!r}", fix=nearest(name, list(ALGORITHMS)))
     found = load_attribute(ALGORITHMS.get(name, name), base)
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
-        raise FedloomError(f"{name!r} is no algorithm", fix="derive the class from fedloom.Algorithm")
+        raise UsageError(f"{name!r} is no algorithm", fix="derive the class from fedloom.Algorithm")
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import os
+import warnings
 from typing import Annotated
 
 import typer
@@ -62,8 +63,6 @@ def _fedloom(
 
 def _register() -> None:
     for verb, name in VERBS:
-        if importlib.util.find_spec(f"fedloom.cli.{verb}") is None:
-            continue
         function = getattr(importlib.import_module(f"fedloom.cli.{verb}"), name)
         if isinstance(function, typer.Typer):
             app.add_typer(function, name=verb)
@@ -76,4 +75,5 @@ _register()
 
 def main() -> None:
     """The console script."""
+    warnings.simplefilter("ignore", FutureWarning)  # between libraries; the user cannot act on it
     app(prog_name="fedloom")

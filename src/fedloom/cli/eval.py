@@ -14,7 +14,8 @@ __all__ = ["evaluate"]
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The run directory.", show_default=False)],
     source: Annotated[
-        str | None, typer.Option(help="Judge on all rows of this source instead, with the run's fields.")
+        str | None,
+        typer.Option(help="Judge on all rows of this source instead, with the run's fields; a path starts from here."),
     ] = None,
     round: Annotated[int | None, typer.Option(help="Judge this round's checkpoint; the newest when left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
@@ -26,6 +27,8 @@ def evaluate(
     from fedloom import api
     from fedloom.evaluation.verdict import verdict
 
+    if source is not None and Path(source).exists():  # else what starts from the experiment's folder, or a name
+        source = str(Path(source).resolve())
     opened = api.open_run(run, round)
     judged = verdict(opened.prepared, opened.store, opened.progress.w, opened.progress.round, source)
     if as_json:

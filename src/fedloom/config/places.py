@@ -79,7 +79,7 @@ def _partition_columns(e: Experiment, facts: Facts) -> Iterator[Finding]:
     partition = e.data.partition
     if isinstance(partition, ColumnPartition):
         yield from _unknown_columns(e, facts, {"data.partition.column": partition.column})
-    if isinstance(partition, DirichletPartition) and partition.label is not None:
+    if isinstance(partition, DirichletPartition | GivenPartition) and partition.label is not None:
         yield from _unknown_columns(e, facts, {"data.partition.label": partition.label})
 
 

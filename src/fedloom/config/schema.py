@@ -141,6 +141,9 @@ class GivenPartition(Section):
 
     kind: Literal["given"]
     file: str = Field(min_length=1, description="The JSON file, relative to the experiment file.")
+    label: str | None = Field(
+        None, description="Column by which the held-out rows are stratified; the task's own label when left out."
+    )
 
 
 Partition = Annotated[

@@ -160,5 +160,6 @@ class TextEncoder:
         label = str(row.values["label"])
         number = self._number.get(label)
         if number is None:
-            raise DataError(f"the label {label!r} is unknown", where=row.where, fix=nearest(label, self.labels[:50]))
+            fix = nearest(label, self.labels[:50])
+            raise DataError(f"the label {label!r} is not in the training set", where=row.where, fix=fix)
         return number

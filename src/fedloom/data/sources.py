@@ -227,11 +227,19 @@ def _own(text: str, base: Path) -> Source:
         raise DataError(f"{text} can be read only once", fix="Give a list, or a function that returns the rows")
 
     def read() -> Iterator[Row]:
-        for index, values in enumerate(rows()):  # type: ignore[arg-type, var-annotated]
+        given, index = iter(rows()), 0  # type: ignore[call-overload]
+        while True:
             where = f"{text}, row {index + 1}"
+            try:
+                values = next(given)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise DataError(f"it failed: {type(error).__name__}: {error}", where=where) from error
             if not isinstance(values, Mapping):
                 raise DataError(f"a row must be a mapping, this is a {type(values).__name__}", where=where)
             yield Row(values, where, index)
+            index += 1
 
     def digest() -> str:
         summary = hashlib.sha256()

@@ -86,17 +86,16 @@ def _failed(prepared: Prepared, work: Task, client: int, error: Exception) -> Gr
 
 def _run(prepared: Prepared, store: ClientStore, trainer: Trainer, work: Task, clients: Sequence[int]) -> GroupResult:
     algorithm, names = prepared.algorithm, [prepared.train.clients[k] for k in clients]
-    states = [store.load(name, work.round) for name in names]
     fresh = algorithm.client_state(prepared.initial)
+    keep = prepared.experiment.local.optimizer_state == "keep"
+    states = [store.load(name, work.round) if fresh or keep else None for name in names]
     state = {key: torch.stack([(s or fresh)[key] for s in states]) for key in fresh}
     rows = algorithm.broadcast(work.w, state, len(clients))
     members = [_member(prepared, work.round, k) for k in clients]
     memory = _optimizer_memory(prepared, trainer, states, rows)
     trained, memory = trainer.run(members, rows, algorithm, state, memory, round=work.round, lr_factor=work.lr_factor)
-    trained, anchor = trained.cpu(), rows.cpu()
-    delta, state = algorithm.upload(trained - anchor, trained, state)
+    delta, state = algorithm.upload(trainer.delta(trained, rows).cpu(), trained.cpu(), state)
 
-    keep = prepared.experiment.local.optimizer_state == "keep"
     reports: list[ClientReport] = []
     weights = torch.zeros(len(clients))
     for k, member in enumerate(members):
@@ -110,15 +109,18 @@ def _run(prepared: Prepared, store: ClientStore, trainer: Trainer, work: Task, c
         if kept:
             store.save(member.client, work.round, kept)
         weights[k] = _weight(prepared, clients[k])
-        report, row = _send(prepared, work, member, float(weights[k]), None if delta is None else delta[k])
-        if delta is not None and row is not None:
-            delta[k] = row
+        row = None if delta is None else delta[k]
+        report, received = _send(prepared, work, member, float(weights[k]), row)
+        if delta is not None and received is not None and received is not row:
+            delta[k] = received
         reports.append(report)
     fold = algorithm.combine()
     partial = fold.empty(prepared.binding.layout.n)
     if delta is not None:
         whole = [k for k, member in enumerate(members) if member.failure is None]
-        partial = fold.add(partial, delta[whole], weights[whole])
+        if len(whole) < len(members):  # else no copy: gathering all rows costs as much as a local step of many clients
+            delta, weights = delta[whole], weights[whole]
+        partial = fold.add(partial, delta, weights)
     return GroupResult(partial, reports)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from fedloom.data.partition import Partition, hold_out, partition_rows, split_va
 from fedloom.data.samples import cache_root
 from fedloom.data.sources import Source, distinct, open_source
 from fedloom.data.table import Table, build_table
-from fedloom.errors import FedloomError
+from fedloom.errors import UsageError
 from fedloom.models.adapters import attach
 from fedloom.models.binding import Binding
 from fedloom.models.load import fingerprint, load_model, load_tokenizer
@@ -28,15 +29,14 @@ from fedloom.tasks.base import Rows, Task
 if TYPE_CHECKING:
     from fedloom.algorithms import Algorithm
 
-__all__ = ["Prepared", "encode_source", "prepare"]
+__all__ = ["Prepared", "PreparedData", "encode_source", "prepare", "prepare_data", "strata_column"]
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """An experiment made ready; from round to round nothing here changes but the values in the binding."""
+class PreparedData:
+    """An experiment's rows as its task reads them, and who holds which; no weights are needed to know that."""
 
     experiment: Experiment
-    algorithm: Algorithm
     task: Task
     tokenizer: Any
     labels: list[str]
@@ -44,20 +44,27 @@ class Prepared:
     held_out: Rows
     train: Partition
     validation: Partition
+
+    @property
+    def strata(self) -> tuple[NDArray[np.int32], list[str]]:
+        """What the picture of the partition counts: each row's label, or its value in the column that parts the clients."""
+        column = strata_column(self.experiment)
+        if column is None:
+            return np.zeros(len(self.table), dtype=np.int32), ["rows"]
+        return self.table.codes(column)
+
+
+@dataclass(frozen=True)
+class Prepared(PreparedData):
+    """An experiment made ready; from round to round nothing here changes but the values in the binding."""
+
+    algorithm: Algorithm
     binding: Binding
     base: str
     """Fingerprint of the frozen weights."""
     initial: Tensor
     """The trainable vector before any training, `[n]`."""
     step_scale: int = 1
-
-    @property
-    def strata(self) -> tuple[NDArray[np.int32], list[str]]:
-        """What the picture of the partition counts: each row's label, or its value in the column that parts the clients."""
-        column = _strata_column(self.experiment)
-        if column is None:
-            return np.zeros(len(self.table), dtype=np.int32), ["rows"]
-        return self.table.codes(column)
 
     def with_algorithm(self, algorithm: Algorithm) -> Prepared:
         """The same experiment under another algorithm; for a pooled one, all clients become one that takes a cohort's steps."""
@@ -73,44 +80,57 @@ def prepare(experiment: Experiment, algorithm: Algorithm) -> Prepared:
 
     Raises FedloomError for whatever in them is not as the experiment says.
     """
-    data, base, seed = experiment.data, experiment.base, experiment.seed
-    device = _device(experiment)
-    tokenizer = load_tokenizer(experiment.model, base)
-    source = open_source(data, base)
-    info = tasks.describe(experiment.model.task, base)
-    check_fields(source.columns, data.fields, info.required_fields, info.optional_fields, where=source.name)
-    label = info.label_field
-    labels = distinct(source, data.fields.get(label, label)) if label else []
-    task = tasks.load(experiment.model.task, base)(tokenizer, data, labels)
-    table = encode_source(experiment, task, tokenizer, source)
-
-    strata = _strata_column(experiment)
-    codes = table.codes(strata)[0] if strata else None
-    rest, held_out = hold_out(np.arange(len(table)), data.held_out, seed, labels=codes)
-    whole = partition_rows(
-        data.partition, rest, table, seed=seed, base=base, label=_label_column(experiment), min_rows=data.min_rows
-    )
-    train, validation = split_validation(whole, data.validation, seed)
-
+    device, seed = _device(experiment), experiment.seed
+    data = prepare_data(experiment)
+    task = data.task
     model = load_model(
         experiment.model,
-        base,
+        experiment.base,
         auto_class=task.auto_class,
-        labels=labels,
-        pad_token_id=tokenizer.pad_token_id,
+        labels=data.labels,
+        pad_token_id=data.tokenizer.pad_token_id,
         seed=seed,
     )
     adapted = attach(model, experiment.adapter, peft_task=task.peft_task, heads=task.heads, seed=seed)
     digest = fingerprint(adapted)
     binding = Binding(adapted.to(device), base_dropout=experiment.model.dropout)
     initial = binding.home.values[0].cpu().clone()
-    return Prepared(
-        experiment, algorithm, task, tokenizer, labels, table, held_out, train, validation, binding, digest, initial
+    return Prepared(**vars(data), algorithm=algorithm, binding=binding, base=digest, initial=initial)
+
+
+def prepare_data(experiment: Experiment) -> PreparedData:
+    """Tokenise the rows, hold some out, deal the rest to clients; of the model, only the tokenizer is loaded.
+
+    Raises FedloomError for whatever in the data is not as the experiment says.
+    """
+    data, base, seed = experiment.data, experiment.base, experiment.seed
+    source = open_source(data, base)
+    info = tasks.describe(experiment.model.task, base)
+    check_fields(source.columns, data.fields, info.required_fields, info.optional_fields, where=source.name)
+    label = info.label_field
+    labels = distinct(source, data.fields.get(label, label)) if label else []
+    tokenizer = load_tokenizer(experiment.model, base, labels)
+    task = tasks.load(experiment.model.task, base)(tokenizer, data, labels)
+    kept = {column for column in (_label_column(experiment), getattr(data.partition, "column", None)) if column}
+    table = encode_source(experiment, task, tokenizer, source, keep=sorted(kept))
+
+    strata = strata_column(experiment)
+    codes = table.codes(strata)[0] if strata else None
+    rest, held_out = hold_out(np.arange(len(table)), data.held_out, seed, labels=codes)
+    whole = partition_rows(
+        data.partition, rest, table, seed=seed, base=base, label=_label_column(experiment), min_rows=data.min_rows
     )
+    train, validation = split_validation(whole, data.validation, seed)
+    return PreparedData(experiment, task, tokenizer, labels, table, held_out, train, validation)
 
 
-def encode_source(experiment: Experiment, task: Task, tokenizer: Any, source: Source) -> Table:
-    """The source's rows as the task's columns, from the cache of tables where they have been made before."""
+def encode_source(
+    experiment: Experiment, task: Task, tokenizer: Any, source: Source, keep: Sequence[str] = ()
+) -> Table:
+    """The source's rows as the task's columns, from the cache of tables where they have been made before.
+
+    keep: columns of the source to keep beside.
+    """
     data, info = experiment.data, task.info
     wanted = (data.fields, info.required_fields, info.optional_fields)
     shape = [
@@ -121,13 +141,12 @@ def encode_source(experiment: Experiment, task: Task, tokenizer: Any, source: So
         getattr(task, "labels", []),
     ]
     key = json.dumps([shape, _tokenizer_digest(tokenizer)])
-    columns = [c for c in (_label_column(experiment), getattr(data.partition, "column", None)) if c]
     return build_table(
         source,
         task.encoder(),
         map=lambda row: map_fields(row, *wanted),
         key=key,
-        keep=columns,
+        keep=keep,
         cache=cache_root() / "tables",
     )
 
@@ -139,7 +158,8 @@ def _label_column(experiment: Experiment) -> str | None:
     return getattr(data.partition, "label", None) or (data.fields.get(field, field) if field else None)
 
 
-def _strata_column(experiment: Experiment) -> str | None:
+def strata_column(experiment: Experiment) -> str | None:
+    """The column by which held-out rows are stratified, and clients described: the labels, or the owners; None for neither."""
     return _label_column(experiment) or getattr(experiment.data.partition, "column", None)
 
 
@@ -153,7 +173,7 @@ def _device(experiment: Experiment) -> torch.device:
     if engine.threads:
         torch.set_num_threads(engine.threads)
     if engine.device == "cuda" and not torch.cuda.is_available():
-        raise FedloomError("there is no CUDA device here", where="engine.device", fix="use `auto` or `cpu`")
+        raise UsageError("there is no CUDA device here", where="engine.device", fix="use `auto` or `cpu`")
     return torch.device("cuda" if engine.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
+from fedloom.errors import CheckpointError
 from fedloom.files import write_atomic
 
 __all__ = ["ClientStore"]
@@ -26,15 +27,34 @@ class ClientStore:
         """The oldest round a run may still be resumed from: older versions than it needs are deleted on saving."""
 
     def load(self, client: str, before: int) -> dict[str, Tensor] | None:
-        """The client's state as it was before round `before`; None if it had none."""
+        """The client's state as it was before round `before`; None if it had none.
+
+        Raises CheckpointError when it is damaged.
+        """
         versions = [v for v in self._versions(client) if v < before]
-        return safetensors.torch.load_file(self._path(client, versions[-1])) if versions else None
+        if not versions:
+            return None
+        path = self._path(client, versions[-1])
+        try:
+            state: dict[str, Tensor] = safetensors.torch.load_file(path)
+            return state
+        except (OSError, safetensors.SafetensorError) as error:
+            what = f"the state of client {client!r} after round {versions[-1]} is damaged"
+            raise CheckpointError(what, where=str(path), why=str(error), fix="begin a new run") from error
 
     def save(self, client: str, round: int, state: dict[str, Tensor]) -> None:
-        """Keep a client's state after a round."""
+        """Keep a client's state after a round.
+
+        Raises CheckpointError when the disk refuses: that is no failure of the client, which a policy might drop.
+        """
         path = self._path(client, round)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, safetensors.torch.save({k: v.contiguous().cpu() for k, v in state.items()}))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, safetensors.torch.save({k: v.contiguous().cpu() for k, v in state.items()}))
+        except OSError as error:
+            what = f"the state of client {client!r} cannot be saved: {error.strerror}"
+            fix = "make room and run `fedloom resume`"
+            raise CheckpointError(what, where=str(self._folder), fix=fix) from error
         older = [v for v in self._versions(client) if v <= self.keep_from]
         for version in older[:-1]:
             self._path(client, version).unlink()

@@ -103,6 +103,10 @@ class Trainer:
             self._room = torch.empty_like(values)
         return self._room[: len(values)]
 
+    def delta(self, trained: Tensor, rows: Tensor) -> Tensor:
+        """`trained - rows`, `[K, n]`, what the last run changed; it lies where the gradients were, until the next run."""
+        return torch.sub(trained, rows.to(trained.device), out=self._gradients(trained))
+
     def fresh_memory(self, rows: Tensor) -> State:
         """The optimizer's state before its first step, for rows `[K, n]`."""
         return optimizer(self.local).init(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,9 @@ from fedloom.errors import ModelError, nearest
 from fedloom.vector.streams import stream_seed
 
 __all__ = ["attach"]
+
+# peft asks transformers by a name that it has since renamed; users cannot mend that.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def attach(model: nn.Module, config: Adapter, *, peft_task: str | None, heads: Iterable[str], seed: int) -> nn.Module:

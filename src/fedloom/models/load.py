@@ -34,18 +34,18 @@ def pretrained_path(config: Model, base: Path) -> str:
     return config.path
 
 
-def load_tokenizer(config: Model, base: Path) -> Any:
-    """The model's fast tokenizer, with a padding token and padding on the right.
+def load_tokenizer(config: Model, base: Path, labels: Sequence[str]) -> Any:
+    """The model's fast tokenizer, with a padding token and padding on the right; a builder of one's own is given the labels.
 
     Raises ModelError when the hub cannot be reached or the folder holds no tokenizer.
     """
     if is_reference(config.path):
-        tokenizer = _build(config, base, ())[1]
+        tokenizer = _build(config, base, labels)[1]
     else:
         path = pretrained_path(config, base)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, revision=config.revision or "main")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # what a damaged folder makes the library raise is of many kinds
             raise _unreadable(config, "tokenizer", error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -92,7 +92,7 @@ def _pretrained(config: Model, base: Path, auto_class: str, labels: Sequence[str
         model = auto.from_pretrained(path, revision=config.revision or "main", dtype=_DTYPES[config.dtype], **heads)
         assert isinstance(model, nn.Module)
         return model
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as above
         raise _unreadable(config, "model", error) from error
     finally:
         transformers.logging.set_verbosity(level)
@@ -102,14 +102,17 @@ def _unreadable(config: Model, part: str, error: Exception) -> ModelError:
     return ModelError(
         f"the {part} {config.path!r} cannot be loaded",
         where="model.path",
-        why=" ".join(str(error).split())[:400],
+        why=f"{type(error).__name__}: {' '.join(str(error).split())[:400]}",
         fix="give a hub name (with a network), a local folder, or a packaged sample; see `fedloom list models`",
     )
 
 
 def _build(config: Model, base: Path, labels: Sequence[str]) -> tuple[nn.Module, Any]:
     builder = load_attribute(config.path, base)
-    built = builder(list(labels)) if callable(builder) else None
+    try:
+        built = builder(list(labels)) if callable(builder) else None
+    except Exception as error:
+        raise ModelError(f"{config.path!r} failed: {type(error).__name__}: {error}", where="model.path") from error
     if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Module)):
         raise ModelError(
             f"{config.path!r} did not return (model, tokenizer)",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedloom.config.reference import is_reference, load_attribute
-from fedloom.errors import FedloomError, nearest
+from fedloom.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from fedloom.tasks.base import Task
@@ -57,8 +57,8 @@ def describe(name: str, base: Path) -> TaskInfo:
         info = getattr(load_attribute(name, base), "info", None)
         if isinstance(info, TaskInfo):
             return info
-        raise FedloomError(f"{name!r} has no `info`", fix="give the class `info = fedloom.tasks.TaskInfo(...)`")
-    raise FedloomError(f"there is no task {name!r}", fix=nearest(name, list(TASKS)))
+        raise UsageError(f"{name!r} has no `info`", fix="give the class `info = fedloom.tasks.TaskInfo(...)`")
+    raise UsageError(f"there is no task {name!r}", fix=nearest(name, list(TASKS)))
 
 
 def load(name: str, base: Path) -> type[Task]:

@@ -21,7 +21,13 @@ from fedloom.config.schema import Checkpoints
 from fedloom.errors import CheckpointError
 from fedloom.files import atomic_folder
 
-__all__ = ["CheckpointFolder", "Progress"]
+__all__ = ["CheckpointFolder", "NoCheckpoint", "Progress"]
+
+
+class NoCheckpoint(CheckpointError):
+    """The round that was asked for has no checkpoint."""
+
+    exit_code = 2
 
 
 @dataclass
@@ -59,11 +65,11 @@ class CheckpointFolder:
     def newest(self) -> int:
         """The newest round that has a checkpoint.
 
-        Raises CheckpointError when there is none.
+        Raises NoCheckpoint when there is none.
         """
         rounds = self.rounds()
         if not rounds:
-            raise CheckpointError(
+            raise NoCheckpoint(
                 "there is no checkpoint yet", where=str(self._folder), fix="run `fedloom resume` first"
             )
         return rounds[-1]
@@ -97,12 +103,12 @@ class CheckpointFolder:
     def load(self, round: int) -> Progress:
         """The state after a round.
 
-        Raises CheckpointError when it is damaged.
+        Raises NoCheckpoint when there is none of that round, CheckpointError when it is damaged.
         """
         path = self._path(round)
         if not path.exists():
             have = ", ".join(map(str, self.rounds())) or "none"
-            raise CheckpointError(
+            raise NoCheckpoint(
                 f"there is no checkpoint of round {round}", where=str(self._folder), why=f"there are: {have}"
             )
         try:

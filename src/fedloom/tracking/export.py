@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fedloom.errors import RunError
 from fedloom.files import atomic_folder
 from fedloom.models.binding import Binding
+from fedloom.tracking.reading import RunArgumentError
 
 __all__ = ["adapter_digest", "refuse_existing", "save_adapter", "save_merged"]
 
@@ -33,7 +33,7 @@ def save_adapter(binding: Binding, w: Tensor, tokenizer: Any, base_model: str, f
 def save_merged(binding: Binding, w: Tensor, tokenizer: Any, folder: Path) -> None:
     """Write the base model with the adapter folded in: W + (alpha / r) B A; loads with transformers alone.
 
-    Raises RunError when the folder exists.
+    Raises RunArgumentError when the folder exists.
     """
     refuse_existing(folder)
     binding.load(w)
@@ -45,9 +45,9 @@ def save_merged(binding: Binding, w: Tensor, tokenizer: Any, folder: Path) -> No
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise RunError when a folder is already there."""
+    """Raise RunArgumentError when a folder is already there."""
     if folder.exists():
-        raise RunError("the folder exists", where=str(folder), fix="choose another `--to`")
+        raise RunArgumentError("the folder exists", where=str(folder), fix="choose another `--to`")
 
 
 def adapter_digest(folder: Path) -> str:
@@ -62,7 +62,8 @@ def _save(model: Any, folder: Path, base_model: str) -> None:
     configs = getattr(model, "peft_config", {})
     for config in configs.values():
         config.base_model_name_or_path = base_model  # the name in the experiment, not a cache folder of this machine
-    model.save_pretrained(folder)
+    # Embeddings keep their size; left to itself, peft asks the hub whether they do.
+    model.save_pretrained(folder, **({"save_embedding_layers": False} if configs else {}))
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; ours follows
 
 

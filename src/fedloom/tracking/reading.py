@@ -15,7 +15,7 @@ from typing import Any
 
 from fedloom.errors import RunError
 
-__all__ = ["Record", "RunArgumentError", "RunFiles", "read_records"]
+__all__ = ["Record", "RunArgumentError", "RunFiles", "no_run", "read_records"]
 
 Record = dict[str, Any]
 YARDSTICKS = ("local", "central")
@@ -49,7 +49,7 @@ class RunFiles:
         """Read a run directory. Raises `RunArgumentError` for a folder that is no run, `RunError` for a damaged one."""
         path = Path(path)
         if not is_run(path):
-            raise _no_run(path)
+            raise no_run(path)
         remarks: list[str] = []
         manifest = _read_json(path / "manifest.json", remarks)
         config_text = _read_text(path / "config.yaml", remarks)
@@ -153,7 +153,8 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
-def _no_run(path: Path) -> RunArgumentError:
+def no_run(path: Path) -> RunArgumentError:
+    """The error for a path that is no run directory, with the runs near it."""
     if path.is_file():
         reason = "it is a file; a run is named by its folder"
     elif path.exists():
@@ -161,10 +162,9 @@ def _no_run(path: Path) -> RunArgumentError:
     else:
         reason = "there is no such folder"
     nearby = _runs_nearby(path)
+    fix = "Name a folder that `fedloom run` has written, such as runs/NAME"
     if nearby:
         fix = f"Runs nearby: {', '.join(nearby)}"
-    else:
-        fix = "Name a folder that `fedloom run` has written, such as runs/NAME"
     return RunArgumentError("this is not a run directory", where=str(path), why=reason[0].upper() + reason[1:], fix=fix)
 
 

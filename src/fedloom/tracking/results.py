@@ -14,6 +14,7 @@ from fedloom.tracking.card import write_card, write_run_readme
 from fedloom.tracking.checkpoint import CheckpointFolder, Progress
 from fedloom.tracking.export import save_adapter
 from fedloom.tracking.report import write_report
+from fedloom.tracking.rundir import writing
 
 __all__ = ["write_adapter", "write_pages", "write_partition"]
 
@@ -23,7 +24,8 @@ def write_partition(prepared: Prepared, path: Path) -> None:
     codes, names = prepared.strata
     facts = describe(prepared.train, codes, names)
     facts["validation"] = np.diff(prepared.validation.offsets).tolist()
-    write_atomic(path / "partition.json", json.dumps(facts))
+    with writing("partition.json", path):
+        write_atomic(path / "partition.json", json.dumps(facts))
 
 
 def write_adapter(prepared: Prepared, progress: Progress, path: Path) -> str:
@@ -32,14 +34,15 @@ def write_adapter(prepared: Prepared, progress: Progress, path: Path) -> str:
     if keep.adapter == "best" and progress.best_round not in (None, progress.round):
         assert progress.best_round is not None
         progress = CheckpointFolder(path / "checkpoints", keep).load(progress.best_round)
-    return save_adapter(
-        prepared.binding, progress.w, prepared.tokenizer, prepared.experiment.model.path, path / "adapter"
-    )
+    name = prepared.experiment.model.path
+    with writing("the adapter", path):
+        return save_adapter(prepared.binding, progress.w, prepared.tokenizer, name, path / "adapter")
 
 
 def write_pages(path: Path, base_model: str) -> None:
     """`report.html`, `README.md` and the adapter's model card, from the records as they stand."""
-    if (path / "adapter").exists():
-        write_card(path, path / "adapter", base_model)
-    write_run_readme(path)
-    write_report(path)
+    with writing("the report", path):
+        if (path / "adapter").exists():
+            write_card(path, path / "adapter", base_model)
+        write_run_readme(path)
+        write_report(path)

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import filelock
+from safetensors import SafetensorError
 
 from fedloom.errors import RunError
 from fedloom.files import write_atomic
+from fedloom.tracking.reading import RunArgumentError, no_run
 
-__all__ = ["RunDir", "read_manifest"]
+__all__ = ["RunDir", "read_manifest", "writing"]
 
 _RECORDS = ("metrics.jsonl", "clients.jsonl", "events.jsonl")
+
+
+class _Log(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: what cannot be logged is also an event, and its failure is raised."""
 
 
 class RunDir:
@@ -35,7 +44,8 @@ class RunDir:
                 where=str(path),
                 fix="wait for it to end, or stop it, then try again",
             ) from error
-        self._log = logging.FileHandler(path / "log.txt", encoding="utf-8")
+        self._end_last_event()
+        self._log = _Log(path / "log.txt", encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("fedloom").addHandler(self._log)
         logging.getLogger("fedloom").setLevel(logging.INFO)
@@ -44,7 +54,7 @@ class RunDir:
     def create(cls, path: Path, config: str, manifest: Mapping[str, Any], *, numbered: bool = True) -> RunDir:
         """A new folder at `path`, or at `path-2`, `path-3`, ... when it is taken; it appears with its config and manifest in it.
 
-        Raises RunError when it is taken and may not be numbered, or cannot be made.
+        Raises RunError when it is taken and may not be numbered, RunArgumentError when it cannot be made.
         """
         aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -63,7 +73,7 @@ class RunDir:
                 else:
                     return cls(target)
         except OSError as error:
-            raise RunError(
+            raise RunArgumentError(
                 f"the run directory cannot be made: {error.strerror}", where=str(path), fix="choose another `--out`"
             ) from error
         finally:
@@ -74,7 +84,7 @@ class RunDir:
     def open(cls, path: Path) -> RunDir:
         """An existing run.
 
-        Raises RunError when the folder holds none.
+        Raises RunArgumentError when the folder holds none.
         """
         read_manifest(path)
         return cls(path)
@@ -91,7 +101,8 @@ class RunDir:
 
     def update_manifest(self, **changes: Any) -> None:
         """Change some keys of the manifest, atomically."""
-        write_atomic(self.path / "manifest.json", json.dumps(self.manifest() | changes, indent=1))
+        with writing("manifest.json", self.path):
+            write_atomic(self.path / "manifest.json", json.dumps(self.manifest() | changes, indent=1))
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Append one round to `metrics.jsonl`."""
@@ -125,23 +136,49 @@ class RunDir:
     def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         if not records:
             return
-        try:
-            with (self.path / name).open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
-        except OSError as error:
-            raise RunError(
-                f"{name} cannot be written: {error.strerror}",
-                where=str(self.path),
-                fix="make room and run `fedloom resume`",
-            ) from error
+        for record in records:
+            _check_finite(record)
+        with writing(name, self.path), (self.path / name).open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
+
+    def _end_last_event(self) -> None:
+        """Cut off an event that a crash or a full disk left half written: the next one begins a line."""
+        file = self.path / "events.jsonl"
+        if file.exists() and not (content := file.read_bytes()).endswith(b"\n"):
+            os.truncate(file, content.rfind(b"\n") + 1)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a run directory.
 
-    Raises RunError when the folder holds no run.
+    Raises RunArgumentError when the folder holds no run.
     """
     if not (path / "config.yaml").is_file() or not (path / "manifest.json").is_file():
-        raise RunError("there is no run here", where=str(path), fix="give a folder that `fedloom run` made")
-    manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
+        raise no_run(path)
+    try:
+        manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError("manifest.json is damaged", where=str(path), why=str(error), fix="begin a new run") from error
     return manifest
+
+
+@contextmanager
+def writing(name: str, path: Path) -> Iterator[None]:
+    """Tell of a disk that refuses what is written into a run directory, as a RunError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        fix = "make room and run `fedloom resume`"
+        raise RunError(f"{name} cannot be written: {why}", where=str(path), fix=fix) from error
+
+
+def _check_finite(record: Mapping[str, Any]) -> None:
+    for key, value in record.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RunError(
+                f"{key} is {value}",
+                where=f"round {record['round']}" + (f", client {record['client']!r}" if "client" in record else ""),
+                why="training has diverged",
+                fix="lower `local.lr` or set `local.clip`",
+            )

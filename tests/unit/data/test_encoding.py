@@ -197,7 +197,9 @@ def test_texts_and_pairs_with_their_labels() -> None:
 
 
 def test_an_unknown_label_names_the_row_and_the_nearest() -> None:
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: the label 'sport' is unknown. Did you mean 'sports'"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl, line 2: the label 'sport' is not in the training set. Did you mean 'sports'"
+    ):
         TextEncoder(bert_tokenizer(), 8, ["sports", "tech"])(
             rows({"text": "a", "label": "tech"}, {"text": "a", "label": "sport"})
         )

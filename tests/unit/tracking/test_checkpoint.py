@@ -137,7 +137,7 @@ def test_run_directory_in_use_is_refused(tmp_path):
 
 
 def test_no_run_here(tmp_path):
-    with pytest.raises(RunError, match="there is no run here"):
+    with pytest.raises(RunError, match="not a run directory"):
         RunDir.open(tmp_path)
 
 

@@ -49,15 +49,23 @@ _STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def sheet(width: float, height: float, *, text_as_paths: bool = False) -> Iterator[Any]:
-    """A matplotlib figure of so many pixels in the house style, free of the user's own matplotlib settings."""
+def _style(text: str = "none") -> Iterator[None]:
+    """The house style, free of the user's own matplotlib settings."""
     import matplotlib
-    from matplotlib.figure import Figure
 
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the browser has the glyphs that matplotlib's font lacks
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE | {"svg.fonttype": "path" if text_as_paths else "none"})
+        matplotlib.rcParams.update(_STYLE | {"svg.fonttype": text})
+        yield
+
+
+@contextmanager
+def sheet(width: float, height: float) -> Iterator[Any]:
+    """A matplotlib figure of so many pixels in the house style."""
+    from matplotlib.figure import Figure
+
+    with _style():
         yield Figure(figsize=(width / 72, height / 72), facecolor="none")
 
 
@@ -85,7 +93,8 @@ def to_svg(figure: Any, title: str, name: str) -> str:
 def write_picture(figure: Any, path: Path) -> None:
     """Write a figure with a white ground as .svg or .png, by the path's suffix, the same bytes for the same figure."""
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    figure.savefig(path, facecolor=PAPER, dpi=144, metadata=metadata)
+    with _style(text="path"):  # a viewer of the file may not have the fonts
+        figure.savefig(path, facecolor=PAPER, dpi=144, metadata=metadata)
 
 
 def spread_apart(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -207,7 +207,7 @@ def hero_picture(run_dir: Path | str, path: Path | str) -> Path:
         raise RunArgumentError(
             "the run holds no evaluation to draw", where=str(run_dir), fix="Wait for its first evaluation"
         )
-    with sheet(820, 420, text_as_paths=True) as figure:
+    with sheet(820, 420) as figure:
         draw_curves(figure, lines, run.metric)
         axes = figure.axes[0]
         box = axes.get_position()

@@ -18,10 +18,11 @@ WIDE = 900.0
 
 
 class Picture(NamedTuple):
-    """An SVG and the sentence below it, which also says what is aggregated or left out."""
+    """An SVG, the sentence below it, which also says what is aggregated or left out, and the figure it came from."""
 
     svg: str
     caption: str
+    figure: Any
 
 
 def partition_figure(partition: Record, name: str = "partition") -> Picture | None:
@@ -103,7 +104,7 @@ def _bubble_figure(
             f"(largest {count(largest)}); bars at the right are all of a client's rows.{folded}"
         )
         title = f"{plural(len(clients), 'client')} by {plural(len(labels), 'label')}: rows held"
-        return Picture(to_svg(figure, title, name), caption)
+        return Picture(to_svg(figure, title, name), caption, figure)
 
 
 def _row_bars(axes: Any, rows: NDArray[np.float64], label_room: float) -> None:
@@ -128,9 +129,8 @@ def _rows_figure(clients: list[str], rows: NDArray[np.float64], name: str, why: 
             axes.yaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
             axes.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
             svg = to_svg(figure, f"Histogram of rows held by {plural(len(clients), 'client')}", name)
-        return Picture(
-            svg, f"{why}How many of the {len(clients):,} clients hold how many training rows: {_extent(rows)}."
-        )
+        caption = f"{why}How many of the {len(clients):,} clients hold how many training rows: {_extent(rows)}."
+        return Picture(svg, caption, figure)
     left, step = 24 + 7.0 * max(len(c) for c in clients), 28.0
     width, height = min(WIDE, left + 560), step * len(clients) + 12
     with sheet(width, height) as figure:
@@ -141,7 +141,7 @@ def _rows_figure(clients: list[str], rows: NDArray[np.float64], name: str, why: 
                 client, (0, i), xytext=(-10, 0), textcoords="offset points", ha="right", va="center", color=INK
             )
         svg = to_svg(figure, f"Rows held by {plural(len(clients), 'client')}", name)
-    return Picture(svg, f"{why}Training rows of each client.")
+    return Picture(svg, f"{why}Training rows of each client.", figure)
 
 
 def _heat_figure(
@@ -194,7 +194,7 @@ def _heat_figure(
         f"Each column of the map is {column}; the stronger the colour, the larger the label's share of the rows there "
         f"(at most {100 * image.max():.0f}%).{gathered} Above: their training rows ({_extent(rows)}).{folded}"
     )
-    return Picture(svg, caption)
+    return Picture(svg, caption, figure)
 
 
 def _extent(rows: NDArray[np.float64]) -> str:

@@ -1,0 +1,85 @@
+"""Peak memory of a round against the number of clients in it, with a group size that stays the same.
+
+Each round runs in a fresh process: the peak of its resident memory above what was resident when model and data had been loaded and
+one group had not yet been trained. Clients hold rows of their own, which lie in a memory-mapped file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from common import TINY, Setting, Size, build_model, machine, make_federation, make_prepared, make_tokens, one_round
+
+ALLOWED = 1.1
+
+
+def resident(field: str) -> float:
+    """MB of a field of the process's memory accounts: VmRSS, now, or VmHWM, the highest since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def forget_peak() -> None:
+    """The highest is from here on what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure(setting: Setting, group: int, size: Size) -> dict[str, float]:
+    """MB before the round and MB that its peak lies above."""
+    torch.set_num_threads(1)
+    prepared = make_prepared(setting, make_tokens(setting, size), build_model(size))
+    with tempfile.TemporaryDirectory() as folder:
+        changes = {"local": {"grouping": "grouped"}, "engine": {"group_size": group}}
+        federation = make_federation(prepared, Path(folder), **changes)
+        gc.collect()
+        forget_peak()
+        before = resident("VmRSS")
+        one_round(federation)
+        above = resident("VmHWM") - before
+        federation.run_dir.close()
+    return {"before": before, "above": above}
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", nargs="+", type=int, default=[8, 32, 128, 512])
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--smallest", action="store_true", help="a tiny model, 4 and 16 clients: a check, not a measurement")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    clients, group, repetitions = (
+        ([4, 16], 4, 1) if options.smallest else (options.clients, options.group, options.repetitions)
+    )
+    if options.child:
+        size = TINY if options.smallest else Size()
+        print(json.dumps(measure(Setting(options.clients[0], 1, 16), options.group, size)))
+        return
+    print(machine())
+    print(f"batches of 1 x 16 tokens, groups of {group}; the least of {repetitions} runs")
+    peaks = {}
+    for number in clients:
+        command = [sys.executable, __file__, "--child", "--clients", str(number), "--group", str(group)]
+        command += ["--smallest"] if options.smallest else []
+        found = [
+            json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            for _ in range(repetitions)
+        ]
+        best = min(found, key=lambda one: one["above"])
+        peaks[number] = best["above"]
+        share = best["above"] / peaks[clients[0]]
+        print(f"  {number:4} clients: {best['above']:6.1f} MB above {best['before']:.0f} MB, ratio {share:.2f} to {clients[0]} clients")
+    if not options.smallest:
+        print(f"  largest / least {max(peaks.values()) / min(peaks.values()):.2f}, allowed {ALLOWED}")
+
+
+if __name__ == "__main__":
+    main()

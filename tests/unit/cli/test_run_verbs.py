@@ -1,0 +1,177 @@
+"""The verbs that load weights, from one end to the other on the tiny project: what they print and what they leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from project import CLASSIFY
+from verb_tools import fedloom
+
+from fedloom import api
+from fedloom.data.samples import cache_root
+
+IDS = torch.tensor([[5, 9, 12, 30], [7, 8, 20, 21]])
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.eval()(input_ids=IDS).logits
+
+
+@pytest.fixture
+def run(finished, monkeypatch) -> Path:
+    """The finished run, seen from the folder above it."""
+    path, _ = finished
+    monkeypatch.chdir(path.parent.parent)
+    monkeypatch.setenv("FEDLOOM_CACHE", str(path.parent.parent / "cache"))
+    return Path("runs/tiny")
+
+
+# --- run ---
+
+
+def test_run_says_what_came_of_it(finished) -> None:
+    path, done = finished
+    manifest = json.loads((path / "manifest.json").read_text())
+    loss = next(line for line in done.out.splitlines() if line.split()[:1] == ["loss"])
+    assert f"before {manifest['before']['eval_loss']:.4f}" in loss
+    assert f"after {manifest['after']['eval_loss']:.4f}" in loss
+    assert "each client alone" in loss
+    assert "report:  runs/tiny/report.html" in done.out and "adapter: runs/tiny/adapter" in done.out
+    assert [line.split()[1] for line in done.err.splitlines() if "  round " in line] == [f"{r}/3" for r in range(4)] * 2
+    assert "Warning" not in done.err
+
+
+def test_run_as_json(write) -> None:
+    done = fedloom("run", write(), "federation.rounds=1", "--json", "--out", "elsewhere")
+    found = done.json
+    assert (done.code, found["status"], found["rounds_done"]) == (0, "finished", 1)
+    assert found["after"]["eval_loss"] != found["before"]["eval_loss"]
+    assert Path(found["run"]) == Path("elsewhere/tiny").resolve()
+    assert found["adapter_sha256"]
+
+
+def test_a_second_run_gets_a_folder_of_its_own(write) -> None:
+    first, second = (fedloom("run", write(), "federation.rounds=1", "--json").json for _ in range(2))
+    assert (Path(first["run"]).name, Path(second["run"]).name) == ("tiny", "tiny-2")
+    assert first["adapter_sha256"] == second["adapter_sha256"]
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(write, place) -> None:
+    file = write()
+    facts = fedloom("run", file, "--dry-run", "--json").json
+    text = fedloom("run", file, "--dry-run")
+    assert sorted(p.name for p in place.iterdir()) == ["mine"]
+    assert {p.name for p in (place / "mine").iterdir()} - {"__pycache__"} == {"experiment.yaml", "own.py"}
+    assert {p.name for p in cache_root().iterdir()} == {"tables"}
+
+    assert text.code == 0
+    assert facts["trainable_parameters"] == 544 and "544 of 5,200 parameters" in text.out
+    assert facts["rows_by_client"] == {f"topic-{t}": 24 for t in range(4)} and "topic-3: 24 rows" in text.out
+    assert facts["peak_memory_bytes"] > 1e7 and "peak memory" in text.out
+    real = fedloom("run", file, "federation.rounds=1", "--json").json
+    sent = {"down": real["totals"]["bytes_down"], "up": real["totals"]["bytes_up"]}
+    assert facts["bytes_per_round"]["down"] == sent["down"]
+    assert facts["bytes_per_round"]["up"] == pytest.approx(sent["up"], rel=0.02)  # the digits of a loss vary
+    assert f"{sent['down']:,} down" in text.out
+
+
+# --- resume ---
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(run) -> None:
+    before = (run / "manifest.json").read_bytes()
+    done = fedloom("resume", run)
+    assert done.code == 0 and "3 of 3 rounds" in done.out
+    assert (run / "manifest.json").read_bytes() == before
+
+
+# --- eval ---
+
+
+def test_eval_gives_the_runs_own_figures(run) -> None:
+    done = fedloom("eval", run, "--json")
+    manifest = json.loads((run / "manifest.json").read_text())
+    judged = {record["on"]: record for record in done.json["judged"]}
+    assert judged["held out"]["eval_loss"] == pytest.approx(manifest["after"]["eval_loss"])
+    assert {f"topic-{t}, own" for t in range(4)} | {"held out"} == set(judged)
+    text = fedloom("eval", run).out
+    assert f"loss {manifest['after']['eval_loss']:.4f}" in text and "topic-3, own" in text
+
+
+def test_eval_of_an_earlier_round(run) -> None:
+    rounds = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    done = fedloom("eval", run, "--round", 2, "--json").json
+    assert done["round"] == 2
+    assert done["judged"][0]["eval_loss"] == pytest.approx(rounds[2]["eval_loss"])
+
+
+def test_eval_on_another_source_that_starts_from_here(run) -> None:
+    rows = [{"question": f"w{t} w{t + 1}", "answer": "w0 w0"} for t in range(5)]
+    Path("other.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = fedloom("eval", run, "--source", "other.jsonl", "--json")
+    assert done.code == 0, done.err
+    assert done.json["judged"][0]["rows"] == 5
+
+
+def test_eval_refuses_a_label_that_was_not_trained(write) -> None:
+    assert fedloom("run", write(CLASSIFY), "federation.rounds=1").code == 0
+    rows = [{"text": "w1 w2", "label": "label-0", "site": "s"}, {"text": "w3", "label": "label-9", "site": "s"}]
+    Path("other.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = fedloom("eval", "runs/tiny", "--source", "other.jsonl")
+    assert done.code == 2
+    assert "other.jsonl, line 2: the label 'label-9' is not in the training set" in done.error
+
+
+# --- export ---
+
+
+def test_the_exported_adapter_loads_with_peft(run, tmp_path) -> None:
+    done = fedloom("export", run, "--to", tmp_path / "adapter")
+    assert done.code == 0 and str(tmp_path / "adapter") in done.out
+    assert (tmp_path / "adapter" / "README.md").exists()
+    prepared = api.prepare(api.load_run(run))
+    base = prepared.binding.model.unload()
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    opened = api.open_run(run)
+    opened.prepared.binding.load(opened.progress.w)
+    torch.testing.assert_close(logits(theirs), logits(opened.prepared.binding.model), rtol=0, atol=1e-6)
+    assert not torch.allclose(logits(theirs), logits(theirs.unload()), atol=1e-2)
+
+
+def test_the_merged_model_loads_with_transformers_alone(run, tmp_path) -> None:
+    done = fedloom("export", run, "--merged", "--to", tmp_path / "merged")
+    assert done.code == 0, done.err
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    opened = api.open_run(run)
+    opened.prepared.binding.load(opened.progress.w)
+    torch.testing.assert_close(logits(merged), logits(opened.prepared.binding.model), rtol=0, atol=1e-5)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")("w3 w4")["input_ids"] == [7, 8]
+
+
+@pytest.mark.parametrize("merged", [[], ["--merged"]])
+def test_export_overwrites_nothing(run, tmp_path, merged) -> None:
+    (tmp_path / "taken").mkdir()
+    done = fedloom("export", run, *merged, "--to", tmp_path / "taken")
+    assert done.code == 2 and "the folder exists" in done.error
+
+
+# --- report and compare ---
+
+
+def test_report_and_compare(run) -> None:
+    Path(run / "report.html").unlink()
+    done = fedloom("report", run)
+    assert (done.code, done.out.strip()) == (0, "runs/tiny/report.html")
+    assert "<svg" in (run / "report.html").read_text()
+    again = fedloom("run", "mine/experiment.yaml", "name=other", "local.lr=0.001", "federation.rounds=2")
+    assert again.code == 0
+    done = fedloom("compare", run, "runs/other", "--html", "both.html")
+    assert done.code == 0 and "local.lr" in done.out and Path("both.html").exists()
+    compared = fedloom("compare", run, "runs/other", "--json").json
+    assert [row["name"] for row in compared["rows"]] == ["tiny", "other"]

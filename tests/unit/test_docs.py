@@ -1,0 +1,89 @@
+"""Documentation is true: its experiment files validate, its methods train, its commands run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from fedloom import api
+from fedloom.cli.app import app
+from project import LANGUAGE, experiment
+
+ROOT = Path(__file__).parents[2]
+LIGHT = ("validate", "explain", "list", "doctor")
+
+
+def blocks(file, language):
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / file).read_text(), re.S | re.M)
+    return [text for kind, text in fences if kind == language]
+
+
+def commands(file):
+    lines = [line.strip() for block in blocks(file, "") for line in block.splitlines()]
+    return [re.sub(r"\s+#.*", "", line) for line in lines if line.startswith(".venv/bin/fedloom")]
+
+
+def test_the_readme_names_commands():
+    assert len(commands("README.md")) >= 4
+
+
+@pytest.mark.parametrize("command", [c for c in commands("README.md") if c.split()[1] in LIGHT])
+def test_light_commands_of_the_readme_run(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in commands("README.md") if c.split()[1] not in LIGHT])
+def test_heavy_commands_of_the_readme_run(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("text", blocks("README.md", "yaml"))
+def test_experiments_of_the_readme_are_valid(text, tmp_path):
+    (tmp_path / "x.yaml").write_text(text)
+    assert api.load(tmp_path / "x.yaml").federation.rounds > 0
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "examples").glob("*.yaml")))
+def test_examples_are_valid_and_say_how_to_run_them(file):
+    text = (ROOT / "examples" / file).read_text()
+    header = text[: text.index("\nname:")]
+    assert api.load(ROOT / "examples" / file).name == file.removesuffix(".yaml")
+    for part in (f"# Run:    fedloom run examples/{file}", "# Takes:", "# Prints:"):
+        assert part in header
+    assert "TIME" not in header and "RESULT" not in header
+
+
+def test_the_method_of_the_guide_trains_and_differs_from_fedavg(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("fedloom.tracking.results.write_report", lambda path: path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "prox.py").write_text(blocks("CONTRIBUTING.md", "python")[0])
+
+    def vector(algorithm):
+        run = api.run(experiment(tmp_path / "mine", LANGUAGE, algorithm=algorithm), tmp_path / "runs")
+        return api.open_run(run.path).progress.w
+
+    plain, none, some = (vector(a) for a in ("fedavg", {"name": "prox:FedProx", "mu": 0.0}, {"name": "prox:FedProx", "mu": 5.0}))
+    assert torch.equal(plain, none), "with mu 0 it is FedAvg"
+    assert not torch.allclose(plain, some, atol=1e-4)
+
+
+def test_the_data_and_settings_of_the_guide_load(tmp_path):
+    (tmp_path / "answers.py").write_text(blocks("CONTRIBUTING.md", "python")[1])
+    yaml = YAML(typ="safe")
+    parts = [yaml.load(text) for text in blocks("CONTRIBUTING.md", "yaml")]
+    assert [set(p) for p in parts] == [{"algorithm"}, {"data"}, {"model", "adapter"}]
+    changes = {"data": parts[1]["data"] | {"template": "plain", "held_out": 0.0, "validation": 0.0, "min_rows": 1}}
+    from fedloom.data.sources import open_source
+
+    loaded = experiment(tmp_path, LANGUAGE, **changes)
+    assert [row.values["site"] for row in open_source(loaded.data, loaded.base)] == ["north", "south"]
