@@ -20,16 +20,23 @@ def export(
 
     Example: fedloom export runs/quickstart --merged --to my-model
     """
+    from safetensors import SafetensorError
+
     from fedloom import api
+    from fedloom.errors import UsageError
     from fedloom.tracking import export as exporting
     from fedloom.tracking.card import write_card
 
+    exporting.refuse_existing(to)
     opened = api.open_run(run, round)
     prepared, w = opened.prepared, opened.progress.w
-    if merged:
-        exporting.save_merged(prepared.binding, w, prepared.tokenizer, to)
-    else:
-        exporting.refuse_existing(to)
-        exporting.save_adapter(prepared.binding, w, prepared.tokenizer, prepared.experiment.model.path, to)
-        write_card(opened.path, to, prepared.experiment.model.path)
+    try:
+        if merged:
+            exporting.save_merged(prepared.binding, w, prepared.tokenizer, to)
+        else:
+            exporting.save_adapter(prepared.binding, w, prepared.tokenizer, prepared.experiment.model.path, to)
+            write_card(opened.path, to, prepared.experiment.model.path)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"it cannot be written: {why}", where=str(to), fix="choose another `--to`") from error
     print(f"{'merged model' if merged else 'adapter'} of round {opened.progress.round}: {to}")

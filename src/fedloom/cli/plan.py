@@ -14,6 +14,7 @@ from fedloom.config.load import dump
 from fedloom.config.schema import Experiment
 from fedloom.engines.memory import peak_memory
 from fedloom.engines.sizing import make_groups, size_groups
+from fedloom.errors import ModelError
 from fedloom.local.batches import plan_steps, steps_of
 from fedloom.local.prepare import Prepared
 from fedloom.local.train import Member, Trainer
@@ -77,7 +78,11 @@ def _measure_step(prepared: Prepared, group: list[int], grouped: bool) -> tuple[
     for _ in range(2):
         started = time.perf_counter()
         rows = prepared.initial.expand(len(group), -1)
-        trainer.run(members, rows, prepared.algorithm, state, None, round=1, lr_factor=0.0)
+        try:
+            trainer.run(members, rows, prepared.algorithm, state, None, round=1, lr_factor=0.0)
+        except Exception as error:  # the model may be anyone's
+            what = f"a step of training fails: {type(error).__name__}: {error}"
+            raise ModelError(what, where="model", fix="check that the model fits the task") from error
         seconds = time.perf_counter() - started
     return seconds, peak_memory(prepared.binding.device)
 

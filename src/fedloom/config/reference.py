@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedloom.errors import UsageError, nearest
 
-__all__ = ["find_module", "is_reference", "load_attribute"]
+__all__ = ["find_module", "is_reference", "line_of", "load_attribute"]
 
 _NAME = r"[^\W\d]\w*"
 _REFERENCE = re.compile(rf"(?P<module>{_NAME}(?:\.{_NAME})*):(?P<attribute>{_NAME}(?:\.{_NAME})*)")
@@ -106,13 +106,13 @@ def _import(reference: str, name: str, base: Path) -> object:
         ) from error
     except Exception as error:
         raise UsageError(
-            f"the module {name!r} fails when it is imported: {type(error).__name__}: {error}{_line_of(error, name)}",
+            f"the module {name!r} fails when it is imported: {type(error).__name__}: {error}{line_of(error, name)}",
             where=reference,
         ) from error
 
 
-def _line_of(error: Exception, name: str) -> str:
-    """Where in the user's own file an import failed."""
+def line_of(error: Exception, name: str) -> str:
+    """Where in the user's own module something failed: " (own.py, line 7)", or "" when that is not known."""
     if isinstance(error, SyntaxError):
         return ""  # its text ends with the file and line
     places = []

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fedloom.config.reference import is_reference, load_attribute
+from fedloom.config.reference import is_reference, line_of, load_attribute
 from fedloom.config.schema import Data
 from fedloom.data.fetch import fetch
 from fedloom.data.fields import Row, as_text, check_fields, map_fields
@@ -235,7 +235,8 @@ def _own(text: str, base: Path) -> Source:
             except StopIteration:
                 return
             except Exception as error:
-                raise DataError(f"it failed: {type(error).__name__}: {error}", where=where) from error
+                place = line_of(error, text.partition(":")[0])
+                raise DataError(f"it failed: {type(error).__name__}: {error}{place}", where=where) from error
             if not isinstance(values, Mapping):
                 raise DataError(f"a row must be a mapping, this is a {type(values).__name__}", where=where)
             yield Row(values, where, index)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedloom.data.table import Table
+from fedloom.errors import ModelError
 from fedloom.models.binding import Binding
 from fedloom.tasks.base import Rows, Task
 
@@ -22,13 +23,22 @@ Measured = Mapping[str, NDArray[Any]]
 
 @torch.inference_mode()
 def measure(binding: Binding, task: Task, table: Table, rows: Rows, w: Tensor, batch_size: int) -> Measured:
-    """Measure the model with vector `w` on rows, in the order given; batches hold rows of like length."""
+    """Measure the model with vector `w` on rows, in the order given; batches hold rows of like length.
+
+    Raises ModelError when the model or the task fails on them.
+    """
     binding.load(w)
     order = np.argsort(-table.lengths[rows], kind="stable")
     parts: dict[str, list[NDArray[Any]]] = {}
     for start in range(0, len(rows), batch_size):
-        batch = task.collate(table, [rows[order[start : start + batch_size]]]).to(binding.device)
-        for name, values in task.measure(binding.model, batch).items():
+        try:
+            batch = task.collate(table, [rows[order[start : start + batch_size]]]).to(binding.device)
+            measured = task.measure(binding.model, batch)
+        except Exception as error:  # the model may be anyone's
+            what = f"the model cannot be judged: {type(error).__name__}: {error}"
+            fix = "check that the model fits the task; where memory ran out, lower evaluation.batch_size"
+            raise ModelError(what, where="model", fix=fix) from error
+        for name, values in measured.items():
             parts.setdefault(name, []).append(values.cpu().numpy())
     back = np.argsort(order, kind="stable")
     return {name: np.concatenate(values)[back] for name, values in parts.items()}

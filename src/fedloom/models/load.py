@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from fedloom.config.reference import is_reference, load_attribute
+from fedloom.config.reference import is_reference, line_of, load_attribute
 from fedloom.config.schema import Model
 from fedloom.data.fetch import fetch
 from fedloom.errors import ModelError
@@ -112,8 +113,12 @@ def _build(config: Model, base: Path, labels: Sequence[str]) -> tuple[nn.Module,
     try:
         built = builder(list(labels)) if callable(builder) else None
     except Exception as error:
-        raise ModelError(f"{config.path!r} failed: {type(error).__name__}: {error}", where="model.path") from error
-    if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Module)):
+        place = line_of(error, config.path.partition(":")[0])
+        raise ModelError(
+            f"{config.path!r} failed: {type(error).__name__}: {error}{place}", where="model.path"
+        ) from error
+    kinds = (nn.Module, transformers.PreTrainedTokenizerBase)
+    if not (isinstance(built, tuple) and len(built) == 2 and all(map(isinstance, built, kinds))):
         raise ModelError(
             f"{config.path!r} did not return (model, tokenizer)",
             where="model.path",
@@ -127,7 +132,9 @@ def _enable_checkpointing(model: nn.Module) -> None:
         raise ModelError(
             "this model has no gradient checkpointing", where="model.gradient_checkpointing", fix="remove the key"
         )
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # renamed in transformers 5.2x; the old name is there in all of 5
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     # Layers recompute only in training mode; the rest stays in evaluation mode, so no other behaviour changes.
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):

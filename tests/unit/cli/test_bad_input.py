@@ -48,7 +48,7 @@ CASES = {
         "",
         FILES,
         2,
-        ["data.partition: 1 of 36 rows have no value in the column 'topic'"],
+        ["data.partition: 1 of 37 rows have no value in the column 'topic'"],
     ),
     "missing column": (
         lines(),
@@ -60,7 +60,7 @@ CASES = {
     "missing label column": (
         lines(),
         "",
-        FILES | {"model": CLASSIFY["model"], "data__fields": {"text": "question"}},
+        FILES | {"model": CLASSIFY["model"], "data__template": "auto", "data__fields": {"text": "question"}},
         2,
         ["there is no column 'label'", "rows.jsonl"],
     ),
@@ -135,7 +135,7 @@ CASES = {
         "\n\nimport nonesuch\n",
         {},
         2,
-        ["own:language_model: the module 'own' needs 'nonesuch', which is not installed"],
+        ["the module 'own' needs 'nonesuch', which is not installed"],
     ),
     "own module raises": (
         None,
@@ -186,8 +186,8 @@ CASES = {
         None,
         "",
         {"model__task": "classification", "data": CLASSIFY["data"], "local__steps": 1},
-        1,
-        ["client 'site-", "round 1"],
+        2,
+        ["model: the model cannot be judged: RuntimeError: Expected target size", "Check that the model fits the task"],
     ),
     "no cuda": (None, "", {"engine__device": "cuda"}, 2, ["engine.device: there is no CUDA device here. Use `auto`"]),
     "group of a full model": (
@@ -240,7 +240,7 @@ VERBS: list[Callable[[str], list[str]]] = [
     lambda run: ["eval", run],
     lambda run: ["export", run, "--to", "out"],
     lambda run: ["report", run],
-    lambda run: ["compare", run, run],
+    lambda run: ["compare", run, "runs/other"],
 ]
 
 
