@@ -78,7 +78,9 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--length", type=int, default=100_000)
     parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--smallest", action="store_true", help="20 clients and 1,000 numbers: a check, not a measurement")
+    parser.add_argument(
+        "--smallest", action="store_true", help="20 clients and 1,000 numbers: a check, not a measurement"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     clients, length = (20, 1000) if options.smallest else (options.clients, options.length)
@@ -99,12 +101,14 @@ def main() -> None:
         }
         seconds = rotate(methods, options.repetitions)
         federation.run_dir.close()
-    extra = statistics.median(a - b for a, b in zip(seconds["fedloom"], seconds["numpy"], strict=True))
+    each = {name: 1e6 * statistics.median(own) / clients for name, own in seconds.items()}
     print(f"{clients} clients, {length:,} numbers each, groups of {federation.engine.sizing.group_size}")
     print(f"  largest difference {difference:.1e}")
     print(f"  the whole loop / differences and sums in NumPy {ratio(seconds['fedloom'], seconds['numpy'])}")
     print(f"  the whole loop / the sums alone in NumPy {ratio(seconds['fedloom'], seconds['sums'])}")
-    print(f"  the loop costs {1e6 * extra / clients:.0f} microseconds a client above NumPy's {1e6 * statistics.median(seconds['numpy']) / clients:.0f}")
+    print(
+        f"  microseconds a client: the loop {each['fedloom']:.0f}, NumPy {each['numpy']:.0f}, sums alone {each['sums']:.0f}"
+    )
 
 
 if __name__ == "__main__":

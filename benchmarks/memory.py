@@ -37,7 +37,7 @@ def measure(setting: Setting, group: int, size: Size) -> dict[str, float]:
     torch.set_num_threads(1)
     prepared = make_prepared(setting, make_tokens(setting, size), build_model(size))
     with tempfile.TemporaryDirectory() as folder:
-        changes = {"local": {"grouping": "grouped"}, "engine": {"group_size": group}}
+        changes: dict[str, dict[str, object]] = {"local": {"grouping": "grouped"}, "engine": {"group_size": group}}
         federation = make_federation(prepared, Path(folder), **changes)
         gc.collect()
         forget_peak()
@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--clients", nargs="+", type=int, default=[8, 32, 128, 512])
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--smallest", action="store_true", help="a tiny model, 4 and 16 clients: a check, not a measurement")
+    parser.add_argument(
+        "--smallest", action="store_true", help="a tiny model, 4 and 16 clients: a check, not a measurement"
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     clients, group, repetitions = (
@@ -77,8 +79,10 @@ def main() -> None:
         ]
         best = min(found, key=lambda one: one["above"])
         peaks[number] = best["above"]
-        share = best["above"] / peaks[clients[0]]
-        print(f"  {number:4} clients: {best['above']:6.1f} MB above {best['before']:.0f} MB, ratio {share:.2f} to {clients[0]} clients")
+        above, ratio = best["above"], best["above"] / peaks[clients[0]]
+        print(
+            f"  {number:4} clients: {above:6.1f} MB above {best['before']:.0f} MB, ratio {ratio:.2f} to {clients[0]} clients"
+        )
     if not options.smallest:
         print(f"  largest / least {max(peaks.values()) / min(peaks.values()):.2f}, allowed {ALLOWED}")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import venv
 from collections.abc import Callable, Iterator
@@ -17,12 +16,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from common import (
     LEARNING_RATE,
     SEED,
+    STEPS,
     TINY,
     Setting,
     Size,
@@ -48,11 +48,12 @@ from fedloom.local.prepare import Prepared
 HERE = Path(__file__).parent
 PFL = "0.5.1"
 TOLERANCE = 1e-5
+PEAK = "peak"  # measured in turn with the methods: operations a second instead of seconds
 
 
 def plain_round(model: nn.Module, steps: list[list[Tensor]]) -> dict[str, Tensor]:
     """A round as a careful researcher writes it: one resident model, adapters restored in place, a running sum."""
-    parameters = list(trainable(model).values())
+    parameters: list[Tensor] = list(trainable(model).values())
     start = [p.detach().clone() for p in parameters]
     total = [torch.zeros_like(p) for p in parameters]
     for batches in steps:
@@ -82,11 +83,8 @@ def pfl_python() -> str:
     """The interpreter of the peer's environment, which is made on first use."""
     home = HERE / ".venv-pfl"
     python = str(home / "bin" / "python")
-    if (
-        subprocess.run([python, "-c", "import pfl, peft"], capture_output=True, check=False).returncode
-        if Path(python).exists()
-        else True
-    ):
+    check = [python, "-c", "import pfl, peft, transformers"]
+    if not Path(python).exists() or subprocess.run(check, capture_output=True, check=False).returncode:
         venv.create(home, with_pip=True, clear=True)
         wanted = [f"pfl=={PFL}", *(f"{name}=={version(name)}" for name in ("transformers", "peft", "safetensors"))]
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -129,7 +127,7 @@ def compare(setting: Setting, size: Size, repetitions: int, with_pfl: bool) -> N
     prepared = make_prepared(setting, tokens, model)
     ordered = in_order(prepared, tokens)
     batches = [list(rows.split(setting.batch)) for rows in ordered]
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "grouped": {"local": {"grouping": "grouped"}},
         "grouped, G = all": {"local": {"grouping": "grouped"}, "engine": {"group_size": setting.clients}},
         "in place": {"local": {"grouping": "in_place"}},
@@ -138,14 +136,14 @@ def compare(setting: Setting, size: Size, repetitions: int, with_pfl: bool) -> N
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         federations = {name: make_federation(prepared, folder, **own) for name, own in options.items()}
-        print(f"\n{setting} (clients x batch x tokens), {2} steps of SGD, {prepared.binding.layout.n:,} learnt numbers")
+        print(
+            f"\n{setting} (clients x batch x tokens), {STEPS} steps of SGD, {prepared.binding.layout.n:,} learnt numbers"
+        )
         for name, federation in federations.items():
             sizing = federation.engine.sizing
             print(f"  {name}: {sizing.how}, group size {sizing.group_size} ({sizing.reason})")
-        methods: dict[str, Callable[[], float]] = {
-            name: lambda own=federation: cpu_seconds(lambda: one_round(own)) for name, federation in federations.items()
-        }
-        methods["plain"] = lambda: cpu_seconds(lambda: plain_round(twin, batches))
+        methods = {name: _timed(one_round, federation) for name, federation in federations.items()}
+        methods["plain"] = _timed(plain_round, twin, batches)
         results = {name: prepared.binding.layout.views(one_round(own)) for name, own in federations.items()}
         results["plain"] = plain_round(twin, batches)
         if with_pfl:
@@ -153,13 +151,15 @@ def compare(setting: Setting, size: Size, repetitions: int, with_pfl: bool) -> N
             methods["pfl"]()
             results["pfl"] = load_file(folder / "pfl.safetensors")
         check_equal(results, trainable(twin))
-        peaks: list[float] = []
-        methods[""] = lambda: peaks.append(gemm_peak()) or 0.0
-        seconds = rotate(methods, repetitions)
+        seconds = rotate(methods | {PEAK: gemm_peak}, repetitions)
         for federation in federations.values():
             federation.run_dir.close()
-    seconds.pop("")
-    report(seconds, round_flops(setting, size) / max(peaks))
+    peak = max(seconds.pop(PEAK))
+    report(seconds, round_flops(setting, size) / peak)
+
+
+def _timed(work: Callable[..., object], *arguments: object) -> Callable[[], float]:
+    return lambda: cpu_seconds(lambda: work(*arguments))
 
 
 def check_equal(results: dict[str, dict[str, Tensor]], start: dict[str, nn.Parameter]) -> None:
@@ -201,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -91,17 +91,19 @@ def show_plan(facts: dict[str, Any]) -> str:
     """The plan as text."""
     clients, rows, traffic = facts["clients"], facts["clients"]["rows"], facts["bytes_per_round"]
     share = 100 * facts["trainable_parameters"] / facts["model_parameters"]
+    spread = f"rows {rows['min']} to {rows['max']}, median {rows['median']:g}"
+    step = f"{facts['seconds_per_step']:.2f} s measured; about {facts['seconds_of_training']:.0f} s of training in all"
     lines = [
         facts["config"].rstrip(),
         "",
-        f"clients          {clients['number']}, {clients['per_round']} a round; rows {rows['min']} to {rows['max']}, median {rows['median']:g}",
+        f"clients          {clients['number']}, {clients['per_round']} a round; {spread}",
         *(f"                 {name}: {count} rows" for name, count in facts["rows_by_client"].items()),
         f"held out         {facts['held_out_rows']} rows"
         + "".join(f"; dropped {n}: {why}" for why, n in facts["dropped_rows"].items()),
         f"learnt           {facts['trainable_parameters']:,} of {facts['model_parameters']:,} parameters ({share:.2f}%)",
         f"training         {facts['training']}",
         f"bytes a round    {traffic['down']:,} down, {traffic['up']:,} up (as encoded)",
-        f"one step         {facts['seconds_per_step']:.2f} s measured; about {facts['seconds_of_training']:.0f} s of training in all",
+        f"one step         {step}",
         f"peak memory      {facts['peak_memory_bytes'] / 1e9:.2f} GB measured, at the longest batch of the first group",
     ]
     return "\n".join(lines)

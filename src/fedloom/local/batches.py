@@ -30,8 +30,8 @@ def plan_steps(
 ) -> list[list[Rows]]:
     """For each step, its micro-batches: passes over the rows in random order, rows of like length together.
 
-    Drawn from the stream (seed, "batches", round, client). A step holds up to batch_size x accumulate rows, each once; with
-    `steps`, passes go on until there are enough.
+    Drawn from the stream (seed, "batches", round, client). A step holds up to batch_size x accumulate rows, each once. With
+    `steps`, passes go on until there are enough, and the rows left over at the end of a pass wait for the next.
     """
     generator = stream(seed, "batches", round, client)
     wanted, chunk = steps_of(len(rows), local, scale), _chunk(len(rows), local)
@@ -43,6 +43,8 @@ def plan_steps(
             window = order[start : start + chunk * _WINDOW]
             window = window[np.argsort(-lengths[window], kind="stable")]
             epoch += [window[i : i + chunk] for i in range(0, len(window), chunk)]
+        if local.steps is not None:
+            epoch = [step for step in epoch if len(step) == chunk]
         generator.shuffle(epoch)
         steps += [_micro_batches(step, local) for step in epoch]
     return steps[:wanted]

@@ -133,7 +133,9 @@ def _enable_checkpointing(model: nn.Module) -> None:
             "this model has no gradient checkpointing", where="model.gradient_checkpointing", fix="remove the key"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # renamed in transformers 5.2x; the old name is there in all of 5
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # renamed in transformers 5.2x; the old name is there in all of 5
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     # Layers recompute only in training mode; the rest stays in evaluation mode, so no other behaviour changes.
     for module in model.modules():

@@ -69,9 +69,7 @@ class CheckpointFolder:
         """
         rounds = self.rounds()
         if not rounds:
-            raise NoCheckpoint(
-                "there is no checkpoint yet", where=str(self._folder), fix="run `fedloom resume` first"
-            )
+            raise NoCheckpoint("there is no checkpoint yet", where=str(self._folder), fix="run `fedloom resume` first")
         return rounds[-1]
 
     def save(self, progress: Progress) -> None:

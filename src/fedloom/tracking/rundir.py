@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,8 @@ class RunDir:
     def close(self) -> None:
         """Give the folder back."""
         logging.getLogger("fedloom").removeHandler(self._log)
-        self._log.close()
+        with suppress(OSError):  # what a full disk has refused is still to be flushed
+            self._log.close()
         self._lock.release()
 
     def manifest(self) -> dict[str, Any]:

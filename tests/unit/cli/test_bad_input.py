@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -267,13 +268,14 @@ def test_folders_that_cannot_be_written(write, finished) -> None:
     """Below a regular file, where root may not write either."""
     Path("file").touch()
     file = write()
+    shutil.copytree(finished[0], "copy")
     for verb in (
         ["run", file, "--out", "file/runs"],
         ["export", finished[0], "--to", "file/out"],
         ["export", finished[0], "--merged", "--to", "file/out"],
         ["data", "partition", file, "--to", "file/parts.json"],
         ["data", "inspect", file, "--picture", "file/p.svg"],
-        ["compare", finished[0], finished[0].parent / "tiny", "--html", "file/page.html"],
+        ["compare", finished[0], "copy", "--html", "file/page.html"],
     ):
         done = fedloom(*verb)
         assert done.code == 2 and "file" in done.error, verb

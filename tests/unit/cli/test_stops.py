@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -103,14 +104,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(write, harm) ->
         assert done.code == 1
         assert "runs/tiny/checkpoints/round-000002: the checkpoint of round 2 is damaged" in done.error
         assert "Delete that folder to go on from the one before" in done.error
-    import shutil
-
     shutil.rmtree("runs/tiny/checkpoints/round-000002")
     assert fedloom("resume", "runs/tiny", "--json").json["adapter_sha256"] == reference(file)
 
 
-@pytest.mark.parametrize("tensorboard", [False, True])
-@pytest.mark.parametrize("passes", [2, 9, 13])
+@pytest.mark.parametrize(("passes", "tensorboard"), [(2, False), (9, True), (13, False)])
 def test_a_full_disk_is_one_message_and_the_run_goes_on_later(write, passes, tensorboard) -> None:
     """No file can grow beyond 1000 bytes from some moment on: in the first evaluation, in the second round, in the third."""
     file = write(**OWN, tensorboard=tensorboard)
@@ -127,6 +125,21 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_later(write, passes, ten
     assert set(before) <= set(checkpoints())
     for name in ("metrics.jsonl", "events.jsonl", "clients.jsonl"):
         assert all(map(json.loads, Path("runs/tiny", name).read_text().splitlines()))
+
+
+def test_records_that_were_cut_off_are_mended_and_a_full_log_is_not_told_twice(write) -> None:
+    file = write(**OWN)
+    run = Process("run", file, SLOW=0.05)
+    run.wait_for("round 1/4")
+    run.process.kill()
+    run.end()
+    with Path("runs/tiny/events.jsonl").open("a") as events, Path("runs/tiny/log.txt").open("a") as log:
+        events.write('{"time": "2026-01-')
+        log.write("." * 2000)
+    done = Process("resume", "runs/tiny", FULL_AFTER=3).end()
+    assert done.code == 1 and "File too large" in done.error
+    assert fedloom("resume", "runs/tiny", "--json").json["adapter_sha256"] == reference(file)
+    assert all(map(json.loads, Path("runs/tiny/events.jsonl").read_text().splitlines()))
 
 
 def test_a_full_disk_is_no_failure_of_a_client(write) -> None:

@@ -1,0 +1,61 @@
+"""Every benchmark at its smallest setting: it runs, its results agree, and it prints its ratios. Never how fast."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RATIO = r"\d+\.\d\d \[\d+\.\d\d\.\.\d+\.\d\d\]"
+PRINTED = {
+    "simulation": [
+        rf"^  {method} +{RATIO} x plain +\d+% of peak$"
+        for method in ("grouped", "grouped, G = all", "in place", "auto", "plain")
+    ],
+    "memory": [r"4 clients: +[\d.]+ MB above \d+ MB, ratio 1\.00", r"16 clients: +[\d.]+ MB above \d+ MB, ratio \d"],
+    "loop": [rf"differences and sums in NumPy {RATIO}", rf"sums alone in NumPy {RATIO}"],
+    "startup": [
+        rf"fedloom {verb} +{RATIO} x python +{RATIO} x import torch   imports torch: no"
+        for verb in ("--help", "validate")
+    ],
+}
+
+
+def benchmark(name, *options):
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--smallest", *options]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=250, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_it_runs_and_prints_its_ratios(name):
+    said = benchmark(name, *([] if name == "memory" else ["--repetitions", "1"]))
+    for line in PRINTED[name]:
+        assert re.search(line, said, re.MULTILINE), said
+
+
+def test_all_methods_of_a_round_agree():
+    found = re.search(
+        r"largest difference between results (\S+) .*largest update (\S+)",
+        benchmark("simulation", "--repetitions", "1"),
+    )
+    assert found and float(found[1]) <= 1e-5 < float(found[2])
+
+
+def test_the_loop_adds_up_like_numpy():
+    found = re.search(r"largest difference (\S+)", benchmark("loop", "--repetitions", "1"))
+    assert found and float(found[1]) <= 1e-6
+
+
+@pytest.mark.peer
+def test_pfl_gives_the_same_result():
+    said = benchmark("simulation", "--repetitions", "1", "--with-pfl")
+    assert re.search(rf"^  pfl +{RATIO} x pfl", said, re.MULTILINE), said
