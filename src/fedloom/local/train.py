@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -28,6 +28,8 @@ from fedloom.vector.schedule import factor
 
 # Gradients are rows of a bank, so their strides are wider than a tensor's of that shape would be; that is what we want.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+
+_DIVERGED = "lower `local.lr`, set `local.clip`, or drop failing clients with `federation.on_failure: drop`"
 
 __all__ = ["GradientRule", "Member", "Trainer"]
 
@@ -50,6 +52,32 @@ class Member:
     tokens: int = 0
     samples: int = 0
     failure: ClientError | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A group under training: everything that has a row a member, and what is the same for all."""
+
+    bank: Bank
+    members: Sequence[Member]
+    anchor: Tensor
+    rule: GradientRule
+    state: State
+    memory: State
+    round: int
+    lr_factor: float
+
+    def part(self, start: int, end: int) -> _Work:
+        """The members from start to end, as views."""
+        rows = slice(start, end)
+        return replace(
+            self,
+            bank=Bank(self.bank.values[rows], self.bank.grads[rows]),
+            members=self.members[rows],
+            anchor=self.anchor[rows] if len(self.anchor) > 1 else self.anchor,
+            state={name: values[rows] for name, values in self.state.items()},
+            memory={name: values[rows] for name, values in self.memory.items()},
+        )
 
 
 @dataclass
@@ -81,17 +109,24 @@ class Trainer:
         `failure`; the others are not affected.
         """
         order = sorted(range(len(members)), key=lambda k: -len(members[k].steps))
-        pick = _picker(order)
-        values = pick(rows.to(self.binding.device))
-        bank = Bank(values, self._gradients(values))
-        anchor = (
-            values.clone() if rows.stride(0) else rows[:1].to(self.binding.device)
-        )  # one row, where all start alike
-        sorted_state = {name: pick(kept.to(values.device)) for name, kept in state.items()}
-        optim = optimizer(self.local)
-        kept = {name: pick(own.to(values.device)) for name, own in memory.items()} if memory else optim.init(values)
-        train = self._train if self.grouped else self._one_by_one
-        train(bank, [members[k] for k in order], anchor, rule, sorted_state, kept, round, lr_factor)
+        pick, device = _picker(order), self.binding.device
+        values = pick(rows.to(device))
+        kept = {k: pick(v.to(device)) for k, v in memory.items()} if memory else self.fresh_memory(values)
+        work = _Work(
+            bank=Bank(values, self._gradients(values)),
+            members=[members[k] for k in order],
+            anchor=values.clone() if rows.stride(0) else rows[:1].to(device),  # one row, where all start alike
+            rule=rule,
+            state={name: pick(own.to(device)) for name, own in state.items()},
+            memory=kept,
+            round=round,
+            lr_factor=lr_factor,
+        )
+        if self.grouped:
+            self._train(work)
+        else:
+            self._one_by_one(work)
+        self._check(work)
         if order == sorted(order):
             return values, kept
         back = _picker([order.index(k) for k in range(len(order))])
@@ -111,68 +146,33 @@ class Trainer:
         """The optimizer's state before its first step, for rows `[K, n]`."""
         return optimizer(self.local).init(rows)
 
-    def _one_by_one(
-        self,
-        bank: Bank,
-        members: Sequence[Member],
-        anchor: Tensor,
-        rule: GradientRule,
-        state: State,
-        memory: State,
-        round: int,
-        lr_factor: float,
-    ) -> None:
+    def _one_by_one(self, work: _Work) -> None:
         home = self.binding.home
-        for k, member in enumerate(members):
-            one = slice(k, k + 1)
-            home.values.copy_(bank.values[one])
-            own_state = {name: values[one] for name, values in state.items()}
-            own_memory = {name: values[one] for name, values in memory.items()}
-            self._train(
-                home,
-                [member],
-                anchor[one] if len(anchor) > 1 else anchor,
-                rule,
-                own_state,
-                own_memory,
-                round,
-                lr_factor,
-            )
-            bank.values[one].copy_(home.values)
+        for k in range(len(work.members)):
+            own = work.part(k, k + 1)
+            home.values.copy_(own.bank.values)
+            self._train(replace(own, bank=home))
+            own.bank.values.copy_(home.values)
 
-    def _train(
-        self,
-        bank: Bank,
-        members: Sequence[Member],
-        anchor: Tensor,
-        rule: GradientRule,
-        state: State,
-        memory: State,
-        round: int,
-        lr_factor: float,
-    ) -> None:
+    def _train(self, work: _Work) -> None:
         """Train sorted members on the rows of a bank, in place."""
         optim = optimizer(self.local)
-        losses = torch.zeros(len(members[0].steps), len(members), device=bank.values.device)
-        step, active = 0, len(members)
+        losses = torch.zeros(len(work.members[0].steps), len(work.members), device=work.bank.values.device)
+        step, active = 0, len(work.members)
         while active:
-            now = bank.head(active)
-            scope = self.binding.group(now) if bank is not self.binding.home else nullcontext()
-            here = {name: values[:active] for name, values in state.items()}
-            kept = {name: values[:active] for name, values in memory.items()}
-            start = anchor[:active] if len(anchor) > 1 else anchor
-            with scope:
-                while step < len(members[active - 1].steps):
-                    now.grads.zero_()
-                    losses[step, :active] = self._backward(members[:active], step, round)
+            now = work.part(0, active)
+            with self.binding.group(now.bank) if work.bank is not self.binding.home else nullcontext():
+                while step < len(now.members[-1].steps):
+                    now.bank.grads.zero_()
+                    losses[step, :active] = self._backward(now.members, step, work.round)
                     with torch.no_grad():
-                        g = clip_rows(now.grads, self.local.clip) if self.local.clip else now.grads
-                        g = rule.gradient(g, now.values, start, here)
-                        optim.step(now.values, g, kept, self._rates(members[:active], step, lr_factor))
+                        g = clip_rows(now.bank.grads, self.local.clip) if self.local.clip else now.bank.grads
+                        g = work.rule.gradient(g, now.bank.values, now.anchor, now.state)
+                        optim.step(now.bank.values, g, now.memory, self._rates(now, step))
                     step += 1
-            while active and len(members[active - 1].steps) <= step:
+            while active and len(work.members[active - 1].steps) <= step:
                 active -= 1
-        self._report(members, losses.cpu(), round)
+        self._report(work.members, losses.cpu(), work.round)
 
     def _backward(self, members: Sequence[Member], step: int, round: int) -> Tensor:
         """Add each member's gradient of its mean loss over this step's micro-batches; returns the losses `[K]`."""
@@ -197,10 +197,19 @@ class Trainer:
         nothing = parts[0][0][:0]
         return self.task.collate(self.table, [p[i] if i < len(p) else nothing for p in parts])
 
-    def _rates(self, members: Sequence[Member], step: int, lr_factor: float) -> Tensor:
+    def _rates(self, work: _Work, step: int) -> Tensor:
         """`[K, 1]`: each member's learning rate at this step."""
-        rates = [self.local.lr * lr_factor * factor(self.local.schedule, step, len(m.steps)) for m in members]
+        rate, schedule = self.local.lr * work.lr_factor, self.local.schedule
+        rates = [rate * factor(schedule, step, len(m.steps)) for m in work.members]
         return torch.tensor(rates, device=self.binding.device).unsqueeze(1)
+
+    def _check(self, work: _Work) -> None:
+        """A last step can diverge with every loss finite: a row that is not finite is its member's failure."""
+        finite = torch.isfinite(work.bank.values.sum(1)).tolist()
+        for member, whole in zip(work.members, finite, strict=True):
+            if not whole and member.failure is None:
+                what = f"the trained vector is not finite after {len(member.steps)} steps"
+                member.failure = ClientError(member.client, work.round, what, fix=_DIVERGED)
 
     def _report(self, members: Sequence[Member], losses: Tensor, round: int) -> None:
         for k, member in enumerate(members):
@@ -213,7 +222,7 @@ class Trainer:
                     member.client,
                     round,
                     f"the loss was {own[step].item()} at step {step + 1} of {len(member.steps)}, on table rows {rows}",
-                    fix="lower `local.lr`, set `local.clip`, or drop failing clients with `federation.on_failure: drop`",
+                    fix=_DIVERGED,
                 )
             member.loss = float(own.mean())
 

@@ -26,10 +26,6 @@ class Bank:
     def __len__(self) -> int:
         return self.values.shape[0]
 
-    def head(self, k: int) -> Bank:
-        """The first k rows, as views."""
-        return Bank(self.values[:k], self.grads[:k])
-
 
 def clip_rows(g: Tensor, limit: float) -> Tensor:
     """Scale each row of `[K, n]` to norm at most `limit`, in place: g_k *= min(1, limit / ||g_k||)."""

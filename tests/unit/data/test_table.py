@@ -137,7 +137,7 @@ def changing(rows: Sequence[Row]) -> list[Encoded | Dropped]:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"encode": lambda rows: [Dropped("too long")] * len(rows)}, r"no row can be used. too long \(5\)"),
+        ({"encode": lambda rows: [Dropped("too long")] * len(rows)}, r"no row can be used. Too long \(5\)"),
         ({"encode": uneven}, "different columns for different rows"),
         ({"encode": changing}, "'input_ids' changes its type"),
         ({"encode": lambda rows: [Encoded({"y": {}})] * len(rows)}, "column 'y' holds a dict"),
