@@ -6,10 +6,10 @@ import signal
 import time
 
 import pytest
+from project import LANGUAGE, experiment
 
 from fedloom import api
 from fedloom.errors import RunError
-from project import LANGUAGE, experiment
 
 MOMENTS = 50
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from project import LANGUAGE, experiment
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from fedloom import api
 from fedloom.cli.app import app
-from project import LANGUAGE, experiment
 
 ROOT = Path(__file__).parents[2]
 LIGHT = ("validate", "explain", "list", "doctor")
@@ -72,7 +72,9 @@ def test_the_method_of_the_guide_trains_and_differs_from_fedavg(tmp_path, monkey
         run = api.run(experiment(tmp_path / "mine", LANGUAGE, algorithm=algorithm), tmp_path / "runs")
         return api.open_run(run.path).progress.w
 
-    plain, none, some = (vector(a) for a in ("fedavg", {"name": "prox:FedProx", "mu": 0.0}, {"name": "prox:FedProx", "mu": 5.0}))
+    plain, none, some = (
+        vector(a) for a in ("fedavg", {"name": "prox:FedProx", "mu": 0.0}, {"name": "prox:FedProx", "mu": 5.0})
+    )
     assert torch.equal(plain, none), "with mu 0 it is FedAvg"
     assert not torch.allclose(plain, some, atol=1e-4)
 

@@ -21,6 +21,7 @@ class Evaluator:
 
     def __init__(self, prepared: Prepared, store: ClientStore) -> None:
         self._prepared, self._store = prepared, store
+        self._latest: tuple[int, list[dict[str, Any]]] = (-1, [])  # judging every client's own vector is not done twice
 
     @staticmethod
     def lower_is_better(metric: str) -> bool:
@@ -31,37 +32,43 @@ class Evaluator:
         """The metrics on the held-out rows, `eval_` before each name; the mean over clients when each has its own vector."""
         if not len(self._prepared.held_out):
             return {}
-        if self._prepared.algorithm.personal and round > 0:
-            each = [self._measure(own, self._prepared.held_out) for own in self._own_vectors(w, round)]
-            return {name: float(np.mean([m[name] for m in each])) for name in each[0]}
-        return self._measure(w, self._prepared.held_out)
+        if not self._personal(round):
+            metrics = self._prepared.task.metrics(self._rows(w, self._prepared.held_out))
+            return {f"eval_{name}": value for name, value in metrics.items()}
+        shared = [r for r in self.clients(w, round) if r["evaluated"] == "held_out"]
+        names = [key for key in shared[0] if key.startswith("eval_")]
+        return {name: float(np.mean([r[name] for r in shared])) for name in names}
 
     def clients(self, w: Tensor, round: int) -> list[dict[str, Any]]:
         """A record a client: its metrics on its own validation rows, and with its own vector on the held-out rows too."""
-        prepared, validation = self._prepared, self._prepared.validation
-        names, sizes = validation.clients, np.diff(validation.offsets)
-        records: list[dict[str, Any]] = []
-        if not (prepared.algorithm.personal and round > 0):
-            if not len(validation.indices):
-                return []
-            keep = [k for k, size in enumerate(sizes) if size]
-            measured = self._rows(w, validation.indices)
-            parts = metrics_by_part(prepared.task, measured, [int(sizes[k]) for k in keep])
-            return [_record(round, names[k], "own", int(sizes[k]), m) for k, m in zip(keep, parts, strict=True)]
-        for k, own in enumerate(self._own_vectors(w, round)):
-            for which, rows in (("own", validation.rows(k)), ("held_out", prepared.held_out)):
+        if self._personal(round):
+            if self._latest[0] != round:
+                self._latest = (round, self._each_with_its_own(w, round))
+            return self._latest[1]
+        validation = self._prepared.validation
+        sizes = np.diff(validation.offsets)
+        keep = [k for k, size in enumerate(sizes) if size]
+        if not keep:
+            return []
+        measured = self._rows(w, validation.indices)
+        parts = metrics_by_part(self._prepared.task, measured, [int(sizes[k]) for k in keep])
+        names = validation.clients
+        return [_record(round, names[k], "own", int(sizes[k]), m) for k, m in zip(keep, parts, strict=True)]
+
+    def _personal(self, round: int) -> bool:
+        return self._prepared.algorithm.personal and round > 0
+
+    def _each_with_its_own(self, w: Tensor, round: int) -> list[dict[str, Any]]:
+        """Every client's own vector, one in memory at a time."""
+        prepared, records = self._prepared, []
+        for k, name in enumerate(prepared.train.clients):
+            state = self._store.load(name, round + 1)
+            own = w if state is None else state["own"]
+            for which, rows in (("own", prepared.validation.rows(k)), ("held_out", prepared.held_out)):
                 if len(rows):
                     metrics = prepared.task.metrics(self._rows(own, rows))
-                    records.append(_record(round, names[k], which, len(rows), metrics))
+                    records.append(_record(round, name, which, len(rows), metrics))
         return records
-
-    def _own_vectors(self, w: Tensor, round: int) -> list[Tensor]:
-        states = [self._store.load(name, round + 1) for name in self._prepared.train.clients]
-        return [w if state is None else state["own"] for state in states]
-
-    def _measure(self, w: Tensor, rows: Any) -> dict[str, float]:
-        metrics = self._prepared.task.metrics(self._rows(w, rows))
-        return {f"eval_{name}": value for name, value in metrics.items()}
 
     def _rows(self, w: Tensor, rows: Any) -> Any:
         p = self._prepared

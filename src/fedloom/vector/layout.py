@@ -22,7 +22,7 @@ _LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Slice:
-    """One tensor's place in the vector: `[offset, offset + size)`, its layer if it has one, its role, and whether it stays private."""
+    """One tensor's place in the vector, `[offset, offset + size)`: its layer if it has one, its role, whether it stays private."""
 
     name: str
     shape: tuple[int, ...]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import CLASSIFIERS, bound
 from torch.nn import functional as F
 
 from fedloom.config.schema import Local
@@ -13,7 +14,6 @@ from fedloom.local.train import Member, Trainer
 from fedloom.tasks.causal_lm import CausalLM
 from fedloom.tasks.classification import Classification
 from fedloom.vector.layout import Layout
-from tiny import CLASSIFIERS, bound
 
 RNG = np.random.default_rng(0)
 N = 90

@@ -5,19 +5,23 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny import bound
 from torch import nn
 
 from fedloom.models.load import fingerprint
 from fedloom.tasks.causal_lm import CausalLM
 from fedloom.tasks.classification import Classification
-from tiny import bound
 
 
 class Table:
     columns = ("input_ids", "learnt", "label_id", "token_type_ids")
 
     def ragged(self, name):
-        values = {"input_ids": [5, 6, 7, 8, 9, 5, 6], "learnt": [0, 0, 1, 1, 0, 0, 1], "token_type_ids": [0, 0, 1, 1, 0, 0, 0]}
+        values = {
+            "input_ids": [5, 6, 7, 8, 9, 5, 6],
+            "learnt": [0, 0, 1, 1, 0, 0, 1],
+            "token_type_ids": [0, 0, 1, 1, 0, 0, 0],
+        }
         return np.array(values[name]), np.array([0, 4, 5, 7])
 
     def column(self, name):
