@@ -1,6 +1,6 @@
 """The loop itself: a round whose clients train nothing, against the same weighted sum in a plain NumPy loop.
 
-Everything else of a round happens: selection, batches planned, groups, starting points, differences, bytes counted, the fold in
+Everything else of a round happens: selection, groups, starting points, differences, bytes counted, the fold in
 float64, the server's step, the records of the round and of every client. What the clients "learnt" was made beforehand. The
 NumPy loop is given the same rows and does total += weight * (row - start), in float64, without temporary arrays; a second ratio is
 against one that is given the differences and only adds them up.
@@ -21,6 +21,7 @@ from common import Setting, cpu_seconds, machine, make_federation, make_prepared
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedloom.data.partition import Partition
 from fedloom.federation import Federation
 from fedloom.local.train import Member, Trainer
 
@@ -40,6 +41,10 @@ class Untrained(Trainer):
     """Hands out rows made beforehand where training would be."""
 
     rows: Tensor
+
+    def member(self, partition: Partition, client: int, round: int, scale: int = 1) -> Member:
+        """A member with one step of nothing: planning batches is part of training."""
+        return Member(partition.clients[client], [[]])
 
     def run(self, members: Sequence[Member], *_: Any, **__: Any) -> Any:
         """Each member of a group gets its own of the rows."""

@@ -1,9 +1,10 @@
 """Peak memory of a round against the number of clients in it, with a group size that stays the same.
 
 Each number of clients gets a fresh process: the peak of its resident memory over three rounds, above what was resident when model
-and data had been loaded and nothing trained. Clients hold rows of their own, which lie in a memory-mapped file. Measured twice: with
-glibc's allocator as it comes, whose heap also fragments, and with a mapping of its own for every larger tensor, which shows what is
-really held.
+and data had been loaded and nothing trained. Clients hold rows of their own, which lie in a memory-mapped file.
+
+Measured twice: with the allocator as it comes, whose heap also fragments, and with a mapping of its own for every larger tensor,
+which shows what is really held.
 """
 
 from __future__ import annotations

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = ["Mean", "Partial"]
+
+_BLOCK = 1 << 14  # numbers whose products are held at a time: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,10 @@ class Mean:
         return Partial(torch.zeros(n, dtype=torch.float64), 0.0)
 
     def add(self, partial: Partial, rows: Tensor, weights: Tensor) -> Partial:
-        """Add rows `[K, n]` with weights `[K]`."""
-        total = partial.total.clone()
+        """Add rows `[K, n]` with weights `[K]`; the sum grows in place, and `partial` is not to be used again."""
         for row, weight in zip(rows.cpu(), weights.tolist(), strict=True):
-            total.add_(row, alpha=weight)  # float32 rows into a float64 sum, without a float64 copy of the bank
-        return Partial(total, partial.weight + float(weights.double().sum()))
+            partial.total.add_(row, alpha=weight)  # float32 into float64, without a float64 copy of the row
+        return Partial(partial.total, partial.weight + math.fsum(weights.tolist()))
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """The sum of two partial sums; groups are merged in a fixed order, so the result is the same bits."""

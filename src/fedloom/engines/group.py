@@ -12,7 +12,6 @@ from torch import Tensor
 from fedloom.aggregation.mean import Partial
 from fedloom.codec.wire import Update, decode, encode, encoded_size
 from fedloom.errors import ClientError, FedloomError
-from fedloom.local.batches import plan_steps
 from fedloom.local.prepare import Prepared
 from fedloom.local.store import ClientStore
 from fedloom.local.train import Member, Trainer
@@ -91,47 +90,33 @@ def _run(prepared: Prepared, store: ClientStore, trainer: Trainer, work: Task, c
     states = [store.load(name, work.round) if fresh or keep else None for name in names]
     state = {key: torch.stack([(s or fresh)[key] for s in states]) for key in fresh}
     rows = algorithm.broadcast(work.w, state, len(clients))
-    members = [_member(prepared, work.round, k) for k in clients]
+    members = [trainer.member(prepared.train, k, work.round, prepared.step_scale) for k in clients]
     memory = _optimizer_memory(prepared, trainer, states, rows)
     trained, memory = trainer.run(members, rows, algorithm, state, memory, round=work.round, lr_factor=work.lr_factor)
-    delta, state = algorithm.upload(trainer.delta(trained, rows).cpu(), trained.cpu(), state)
+    trained = trained.cpu()
 
-    reports: list[ClientReport] = []
-    weights = torch.zeros(len(clients))
+    fold = algorithm.combine()
+    partial, reports = fold.empty(prepared.binding.layout.n), []
+    room = torch.empty(1, prepared.binding.layout.n)  # one client's update at a time: it stays in the processor's cache
     for k, member in enumerate(members):
         if member.failure:
             _apply_policy(prepared, member.failure)
             reports.append(ClientReport(member.client, "dropped", reason=str(member.failure)))
             continue
-        kept = {key: values[k] for key, values in state.items()}
+        row = slice(k, k + 1)
+        delta = torch.sub(trained[row], rows[row], out=room)
+        update, kept = algorithm.upload(delta, trained[row], {name: values[row] for name, values in state.items()})
+        kept = {name: values[0] for name, values in kept.items()}
         if keep:
-            kept |= {f"optimizer.{key}": values[k] for key, values in memory.items()}
+            kept |= {f"optimizer.{name}": values[k] for name, values in memory.items()}
         if kept:
             store.save(member.client, work.round, kept)
-        weights[k] = _weight(prepared, clients[k])
-        row = None if delta is None else delta[k]
-        report, received = _send(prepared, work, member, float(weights[k]), row)
-        if delta is not None and received is not None and received is not row:
-            delta[k] = received
+        weight = _weight(prepared, clients[k])
+        report, received = _send(prepared, work, member, weight, None if update is None else update[0])
+        if received is not None:
+            partial = fold.add(partial, received.unsqueeze(0), torch.tensor([weight]))
         reports.append(report)
-    fold = algorithm.combine()
-    partial = fold.empty(prepared.binding.layout.n)
-    if delta is not None:
-        whole = [k for k, member in enumerate(members) if member.failure is None]
-        if len(whole) < len(members):  # else no copy: gathering all rows costs as much as a local step of many clients
-            delta, weights = delta[whole], weights[whole]
-        partial = fold.add(partial, delta, weights)
     return GroupResult(partial, reports)
-
-
-def _member(prepared: Prepared, round: int, client: int) -> Member:
-    name = prepared.train.clients[client]
-    rows = prepared.train.rows(client)
-    local, seed = prepared.experiment.local, prepared.experiment.seed
-    steps = plan_steps(
-        rows, prepared.table.lengths, local, seed=seed, round=round, client=name, scale=prepared.step_scale
-    )
-    return Member(name, steps)
 
 
 def _optimizer_memory(

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from fedloom.config.schema import Local
+from fedloom.data.partition import Partition
 from fedloom.data.table import Table
 from fedloom.errors import ClientError
+from fedloom.local.batches import plan_steps
 from fedloom.models.binding import Binding
 from fedloom.models.dropout import Block
 from fedloom.tasks.base import Batch, Rows, Task
@@ -132,15 +134,19 @@ class Trainer:
         back = _picker([order.index(k) for k in range(len(order))])
         return back(values), {name: back(own) for name, own in kept.items()}
 
+    def member(self, partition: Partition, client: int, round: int, scale: int = 1) -> Member:
+        """A client as a member of a group, its steps planned."""
+        name = partition.clients[client]
+        rows, lengths = partition.rows(client), self.table.lengths
+        return Member(
+            name, plan_steps(rows, lengths, self.local, seed=self.seed, round=round, client=name, scale=scale)
+        )
+
     def _gradients(self, values: Tensor) -> Tensor:
         """Room for the gradients of `values`, used again by the next group: fresh memory costs more than it holds."""
         if len(self._room) < len(values):
             self._room = torch.empty_like(values)
         return self._room[: len(values)]
-
-    def delta(self, trained: Tensor, rows: Tensor) -> Tensor:
-        """`trained - rows`, `[K, n]`, what the last run changed; it lies where the gradients were, until the next run."""
-        return torch.sub(trained, rows.to(trained.device), out=self._gradients(trained))
 
     def fresh_memory(self, rows: Tensor) -> State:
         """The optimizer's state before its first step, for rows `[K, n]`."""
