@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fedloom.codec.wire import Broadcast, decode, encode, encoded_size
-from fedloom.engines.group import ClientReport, Task
+from fedloom.engines.group import Assignment, ClientReport
 from fedloom.engines.local import LocalEngine
 from fedloom.engines.memory import peak_memory
 from fedloom.engines.sizing import make_groups
@@ -71,7 +71,7 @@ class Federation:
 
         fold = self.algorithm.combine()
         total, reports = fold.empty(self.prepared.binding.layout.n), []
-        for result in self.engine.run(Task(number, w, lr_factor), groups):
+        for result in self.engine.run(Assignment(number, w, lr_factor), groups):
             total = fold.merge(total, result.partial)
             reports += result.reports
         if all(report.status == "dropped" for report in reports):

@@ -16,11 +16,11 @@ from fedloom.local.prepare import Prepared
 from fedloom.local.store import ClientStore
 from fedloom.local.train import Member, Trainer
 
-__all__ = ["ClientReport", "GroupResult", "Task", "run_group"]
+__all__ = ["Assignment", "ClientReport", "GroupResult", "run_group"]
 
 
 @dataclass(frozen=True)
-class Task:
+class Assignment:
     """What a group is asked to do: the round, the server's vector `[n]`, the learning-rate factor of the round."""
 
     round: int
@@ -52,7 +52,7 @@ class GroupResult:
 
 
 def run_group(
-    prepared: Prepared, store: ClientStore, trainer: Trainer, work: Task, clients: Sequence[int]
+    prepared: Prepared, store: ClientStore, trainer: Trainer, work: Assignment, clients: Sequence[int]
 ) -> GroupResult:
     """Train a group and fold its updates.
 
@@ -74,7 +74,7 @@ def run_group(
     return GroupResult(partial, reports)
 
 
-def _failed(prepared: Prepared, work: Task, client: int, error: Exception) -> GroupResult:
+def _failed(prepared: Prepared, work: Assignment, client: int, error: Exception) -> GroupResult:
     name = prepared.train.clients[client]
     detail = "".join(traceback.format_exception(error))
     failure = ClientError(name, work.round, f"{type(error).__name__}: {error}", detail=detail)
@@ -83,7 +83,9 @@ def _failed(prepared: Prepared, work: Task, client: int, error: Exception) -> Gr
     return GroupResult(empty, [ClientReport(name, "dropped", reason=f"{failure}\n{detail}")])
 
 
-def _run(prepared: Prepared, store: ClientStore, trainer: Trainer, work: Task, clients: Sequence[int]) -> GroupResult:
+def _run(
+    prepared: Prepared, store: ClientStore, trainer: Trainer, work: Assignment, clients: Sequence[int]
+) -> GroupResult:
     algorithm, names = prepared.algorithm, [prepared.train.clients[k] for k in clients]
     fresh = algorithm.client_state(prepared.initial)
     keep = prepared.experiment.local.optimizer_state == "keep"
@@ -141,7 +143,7 @@ def _weight(prepared: Prepared, client: int) -> float:
 
 
 def _send(
-    prepared: Prepared, work: Task, member: Member, weight: float, row: Tensor | None
+    prepared: Prepared, work: Assignment, member: Member, weight: float, row: Tensor | None
 ) -> tuple[ClientReport, Tensor | None]:
     """A client's update: counted where it is encoded; with `engine.wire`, really encoded and decoded."""
     facts = {"samples": member.samples, "tokens": member.tokens, "steps": len(member.steps), "train_loss": member.loss}

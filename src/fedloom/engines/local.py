@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fedloom.engines.group import GroupResult, Task, run_group
+from fedloom.engines.group import Assignment, GroupResult, run_group
 from fedloom.engines.sizing import Sizing, size_groups
 from fedloom.local.prepare import Prepared
 from fedloom.local.store import ClientStore
@@ -24,7 +24,7 @@ class LocalEngine:
             prepared.binding, prepared.task, prepared.table, experiment.local, experiment.seed, self.sizing.grouped
         )
 
-    def run(self, work: Task, groups: Sequence[Sequence[int]]) -> Iterator[GroupResult]:
+    def run(self, work: Assignment, groups: Sequence[Sequence[int]]) -> Iterator[GroupResult]:
         """The results of the groups, in the order given."""
         for group in groups:
             yield run_group(self._prepared, self._store, self._trainer, work, group)
