@@ -251,7 +251,10 @@ class LocalEngine(Section):
     group_size: Positive | Literal["auto"] = Field(
         "auto", description="Clients trained together; `auto` fills the matrix products and bounds the memory."
     )
-    threads: Positive | None = Field(None, description="Threads of torch; torch's own choice when left out.")
+    threads: Positive | None = Field(
+        None,
+        description="Threads of torch; torch's own choice when left out. One is steadiest on a machine that others use.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` is cuda where there is one.")
     wire: bool = Field(
         False, description="Encode and decode every message as a deployment would, to prove it changes nothing."
