@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 __all__ = ["Mean", "Partial"]
-
-_BLOCK = 1 << 14  # numbers whose products are held at a time: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,11 @@ class Mean:
         """The sum of nothing."""
         return Partial(torch.zeros(n, dtype=torch.float64), 0.0)
 
-    def add(self, partial: Partial, rows: Tensor, weights: Tensor) -> Partial:
+    def add(self, partial: Partial, rows: Tensor, weights: Sequence[float]) -> Partial:
         """Add rows `[K, n]` with weights `[K]`; the sum grows in place, and `partial` is not to be used again."""
-        for row, weight in zip(rows.cpu(), weights.tolist(), strict=True):
+        for row, weight in zip(rows.cpu(), weights, strict=True):
             partial.total.add_(row, alpha=weight)  # float32 into float64, without a float64 copy of the row
-        return Partial(partial.total, partial.weight + math.fsum(weights.tolist()))
+        return Partial(partial.total, partial.weight + math.fsum(weights))
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """The sum of two partial sums; groups are merged in a fixed order, so the result is the same bits."""

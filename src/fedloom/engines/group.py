@@ -116,7 +116,7 @@ def _run(
         weight = _weight(prepared, clients[k])
         report, received = _send(prepared, work, member, weight, None if update is None else update[0])
         if received is not None:
-            partial = fold.add(partial, received.unsqueeze(0), torch.tensor([weight]))
+            partial = fold.add(partial, received.unsqueeze(0), [weight])
         reports.append(report)
     return GroupResult(partial, reports)
 

@@ -214,7 +214,7 @@ class Trainer:
         finite = torch.isfinite(work.bank.values.sum(1)).tolist()
         for member, whole in zip(work.members, finite, strict=True):
             if not whole and member.failure is None:
-                what = f"the trained vector is not finite after {len(member.steps)} steps"
+                what = f"training diverged: the vector is not finite after the last of {len(member.steps)} steps"
                 member.failure = ClientError(member.client, work.round, what, fix=_DIVERGED)
 
     def _report(self, members: Sequence[Member], losses: Tensor, round: int) -> None:

@@ -177,7 +177,7 @@ def test_a_model_that_diverges_in_its_last_step_is_no_fault_of_ours(write, held_
     changes = {"local__optimizer": "sgd", "local__lr": 3e38, "local__steps": 1, "data__held_out": held_out}
     done = fedloom("run", write(config, **changes))
     assert done.code == 1
-    assert "diverged" in done.error and "local.lr" in done.error
+    assert "client '" in done.error and "diverged" in done.error and "local.lr" in done.error
     assert checkpoints() == ["round-000000"]
 
 
