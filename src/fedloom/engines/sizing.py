@@ -16,7 +16,8 @@ __all__ = ["Sizing", "make_groups", "size_groups"]
 
 _ROWS = {"cpu": 512, "cuda": 8192}  # rows of a matrix product beyond which more clients at once gain nothing
 _MOST = 64
-_IN_PLACE = 16  # clients a group when they train one after the other: bounds the bank's memory
+_IN_PLACE = 16  # clients a group when they train one after the other
+_BANK_BYTES = 1 << 30  # at most, for a group's vectors, gradients and two averages
 # What one batched pass gains over one client after the other, by the rows of a client's step as a share of _ROWS; measured by
 # benchmarks/simulation.py on a CPU.
 _SHARE, _GAIN = (1 / 32, 1 / 8, 1 / 2, 1), (3.0, 1.7, 1.1, 1.0)
@@ -32,7 +33,7 @@ class Sizing:
 
     @property
     def how(self) -> str:
-        """ "grouped" or "in_place"."""
+        """The value of `local.grouping` that would force this."""
         return "grouped" if self.grouped else "in_place"
 
 
@@ -45,9 +46,10 @@ def size_groups(prepared: Prepared) -> Sizing:
     lengths, wanted = _mean_lengths(prepared), _ROWS[prepared.binding.device.type]
     rows = local.batch_size * float(lengths.mean())
     cohort = min(prepared.experiment.federation.clients_per_round or len(prepared.train), len(prepared.train))
-    auto = max(1, min(int(wanted // rows), _MOST, cohort))
+    room = max(1, _BANK_BYTES // (16 * prepared.binding.layout.n))
+    auto = max(1, min(int(wanted // rows), _MOST, cohort, room))
     size = auto if engine.group_size == "auto" else min(engine.group_size, cohort)
-    in_place = _IN_PLACE if engine.group_size == "auto" else size
+    in_place = min(_IN_PLACE, room) if engine.group_size == "auto" else size
     ungroupable = prepared.binding.ungroupable
     if local.grouping == "in_place":
         return Sizing(in_place, False, "asked for")
