@@ -98,3 +98,16 @@ def test_bfloat16_base_keeps_a_float32_vector():
     client_losses(binding, ids[:B], mask[:B], 1).sum().backward()
     assert bank.grads.dtype == binding.home.grads.dtype == torch.float32
     torch.testing.assert_close(bank.grads[0], binding.home.grads[0], rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("key", [(1, 1, "a", 0), (0, 2, "a", 0), (0, 1, "b", 0), (0, 1, "a", 1)])
+def test_dropout_differs_by_seed_round_client_and_step(key):
+    binding = bound("bert", dropout=0.5)
+    ids, mask = inputs()
+
+    def logits(of):
+        with binding.dropouts.active([Block(of, K * B, T)]):
+            return binding.model(input_ids=ids, attention_mask=mask).logits
+
+    assert torch.equal(logits((0, 1, "a", 0)), logits((0, 1, "a", 0)))
+    assert not torch.allclose(logits((0, 1, "a", 0)), logits(key), atol=1e-3)
