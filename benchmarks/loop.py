@@ -109,7 +109,7 @@ def main() -> None:
     each = {name: 1e6 * statistics.median(own) / clients for name, own in seconds.items()}
     print(f"{clients} clients, {length:,} numbers each, groups of {federation.engine.sizing.group_size}")
     print(f"  largest difference {difference:.1e}")
-    print(f"  the whole loop / differences and sums in NumPy {ratio(seconds['fedloom'], seconds['numpy'])}")
+    print(f"  the whole loop / the same differences and sums in NumPy {ratio(seconds['fedloom'], seconds['numpy'])}")
     print(f"  the whole loop / the sums alone in NumPy {ratio(seconds['fedloom'], seconds['sums'])}")
     print(
         f"  microseconds a client: the loop {each['fedloom']:.0f}, NumPy {each['numpy']:.0f}, sums alone {each['sums']:.0f}"

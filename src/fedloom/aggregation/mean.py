@@ -29,13 +29,13 @@ class Mean:
 
     def add(self, partial: Partial, rows: Tensor, weights: Sequence[float]) -> Partial:
         """Add rows `[K, n]` with weights `[K]`; the sum grows in place, and `partial` is not to be used again."""
-        for row, weight in zip(rows.cpu(), weights, strict=True):
+        for row, weight in zip(rows.cpu().unbind(), weights, strict=True):
             partial.total.add_(row, alpha=weight)  # float32 into float64, without a float64 copy of the row
         return Partial(partial.total, partial.weight + math.fsum(weights))
 
     def merge(self, a: Partial, b: Partial) -> Partial:
-        """The sum of two partial sums; groups are merged in a fixed order, so the result is the same bits."""
-        return Partial(a.total + b.total, a.weight + b.weight)
+        """The sum of two partial sums, in place of `a`; groups are merged in a fixed order, so the result is the same bits."""
+        return Partial(a.total.add_(b.total), a.weight + b.weight)
 
     def finish(self, partial: Partial) -> Tensor:
         """The mean `[n]` in float32; zero when no weight came back."""

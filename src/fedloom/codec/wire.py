@@ -64,12 +64,12 @@ def encoded_size(header: Header, tensors: Mapping[str, Tensor]) -> int:
 
     The size of the tensor part depends on names, types and shapes alone, so it is encoded once for each such signature.
     """
-    signature = tuple(sorted((name, t.dtype, tuple(t.shape)) for name, t in tensors.items()))
+    signature = tuple([(name, t.dtype, t.shape) for name, t in tensors.items()])
     return 4 + len(header.model_dump_json().encode()) + _tensors_size(signature)
 
 
 @lru_cache(maxsize=64)
-def _tensors_size(signature: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]) -> int:
+def _tensors_size(signature: tuple[tuple[str, torch.dtype, torch.Size], ...]) -> int:
     return len(safetensors.torch.save({name: torch.zeros(shape, dtype=dtype) for name, dtype, shape in signature}))
 
 

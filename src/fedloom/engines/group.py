@@ -100,23 +100,22 @@ def _run(
     fold = algorithm.combine()
     partial, reports = fold.empty(prepared.binding.layout.n), []
     room = torch.empty(1, prepared.binding.layout.n)  # one client's update at a time: it stays in the processor's cache
-    for k, member in enumerate(members):
+    for k, (member, own, anchor) in enumerate(zip(members, trained.split(1), rows.split(1), strict=True)):
         if member.failure:
             _apply_policy(prepared, member.failure)
             reports.append(ClientReport(member.client, "dropped", reason=str(member.failure)))
             continue
-        row = slice(k, k + 1)
-        delta = torch.sub(trained[row], rows[row], out=room)
-        update, kept = algorithm.upload(delta, trained[row], {name: values[row] for name, values in state.items()})
+        delta = torch.sub(own, anchor, out=room)
+        update, kept = algorithm.upload(delta, own, {name: values[k : k + 1] for name, values in state.items()})
         kept = {name: values[0] for name, values in kept.items()}
         if keep:
             kept |= {f"optimizer.{name}": values[k] for name, values in memory.items()}
         if kept:
             store.save(member.client, work.round, kept)
         weight = _weight(prepared, clients[k])
-        report, received = _send(prepared, work, member, weight, None if update is None else update[0])
+        report, received = _send(prepared, work, member, weight, update)
         if received is not None:
-            partial = fold.add(partial, received.unsqueeze(0), [weight])
+            partial = fold.add(partial, received, [weight])
         reports.append(report)
     return GroupResult(partial, reports)
 
@@ -153,7 +152,7 @@ def _send(
     header = Update(layout=layout.digest, round=work.round, client=member.client, weight=weight, **facts)  # type: ignore[arg-type]
     if prepared.experiment.engine.wire:
         message = encode(header, {"delta": row})
-        _, tensors = decode(message, Update, {"delta": (torch.float32, (layout.n,))})
+        _, tensors = decode(message, Update, {"delta": (torch.float32, (1, layout.n))})
         size, row = len(message), tensors["delta"]
     else:
         size = encoded_size(header, {"delta": row})

@@ -22,6 +22,7 @@ from fedloom.tracking.reading import RunArgumentError, no_run
 
 __all__ = ["RunDir", "read_manifest", "writing"]
 
+_to_json = json.JSONEncoder(allow_nan=False).encode
 _RECORDS = ("metrics.jsonl", "clients.jsonl", "events.jsonl")
 
 
@@ -137,10 +138,14 @@ class RunDir:
     def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         if not records:
             return
-        for record in records:
-            _check_finite(record)
+        try:
+            lines = [_to_json(record) + "\n" for record in records]
+        except ValueError:
+            for record in records:
+                _check_finite(record)
+            raise
         with writing(name, self.path), (self.path / name).open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
+            file.writelines(lines)
 
     def _end_last_event(self) -> None:
         """Cut off an event that a crash or a full disk left half written: the next one begins a line."""
