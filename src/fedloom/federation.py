@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fedloom.algorithms.base import Round
 from fedloom.codec.wire import Broadcast, decode, encode, encoded_size
 from fedloom.engines.group import Assignment, ClientReport
 from fedloom.engines.local import LocalEngine
@@ -42,6 +44,7 @@ class Federation:
     def __post_init__(self) -> None:
         self.experiment = self.prepared.experiment
         self.algorithm = self.prepared.algorithm
+        self.layout = self.prepared.binding.layout
         self.store = ClientStore(self.run_dir.path / "clients")
         self.engine = LocalEngine(self.prepared, self.store)
         self.checkpoints = CheckpointFolder(self.run_dir.path / "checkpoints", self.experiment.checkpoints)
@@ -67,18 +70,20 @@ class Federation:
         cohort = uniform(len(self.prepared.train), federation.clients_per_round, seed=seed, round=number)
         groups = make_groups(self.prepared, cohort.tolist(), self.engine.sizing.group_size)
         lr_factor = factor(federation.schedule, number - 1, federation.rounds)
-        w, bytes_each = self._broadcast(number)
+        w, beside, bytes_each = self._broadcast(number)
 
-        fold = self.algorithm.combine()
-        total, reports = fold.empty(self.prepared.binding.layout.n), []
-        for result in self.engine.run(Assignment(number, w, lr_factor), groups):
+        fold = self.algorithm.combine(self.layout)
+        total, reports = fold.empty(), []
+        for result in self.engine.run(Assignment(number, w, lr_factor, beside), groups):
             total = fold.merge(total, result.partial)
             reports += result.reports
         if all(report.status == "dropped" for report in reports):
             self._write_reports(number, reports)
             first = (reports[0].reason or "").partition("\n")[0]  # a traceback may follow
             raise RunError(f"every client of round {number} failed", why=first, fix="see clients.jsonl")
-        progress.w, progress.server = self.algorithm.apply(progress.w, fold.finish(total), progress.server)
+        facts = Round(number, total.count, len(self.prepared.train), self.layout)
+        step, progress.server = self.algorithm.apply(progress.w, fold.finish(total), progress.server, facts)
+        progress.w = progress.w + step
         if not torch.isfinite(progress.w).all():  # the losses were: it is the last step that went too far
             fix = "lower `local.lr` or set `local.clip`"
             raise RunError(f"the model is not finite after round {number}", why="training has diverged", fix=fix)
@@ -100,7 +105,7 @@ class Federation:
             return progress
         w = self.prepared.initial.clone()
         self.progress = Progress(
-            0, w, self.algorithm.server_state(w), totals={"bytes_up": 0, "bytes_down": 0, "tokens": 0}
+            0, w, self.algorithm.server_state(w, self.layout), totals={"bytes_up": 0, "bytes_down": 0, "tokens": 0}
         )
         self.run_dir.rewind({})
         self.run_dir.event(
@@ -109,16 +114,21 @@ class Federation:
         self._record(self._evaluate({"round": 0}), [])
         return self.progress
 
-    def _broadcast(self, number: int) -> tuple[torch.Tensor, int]:
-        """The vector as the clients receive it, and the bytes of one message."""
-        layout, w = self.prepared.binding.layout, self.progress.w
+    def _broadcast(self, number: int) -> tuple[Tensor, dict[str, Tensor], int]:
+        """The vector as the clients receive it, what goes beside it, and the bytes of one message."""
+        w, beside = self.progress.w, self.algorithm.broadcast(self.progress.w, self.progress.server)
         if not self.algorithm.federated:
-            return w, 0
-        header = Broadcast(layout=layout.digest, round=number)
+            return w, beside, 0
+        received = self.algorithm.receives(self.layout, number)
+        tensors = {"w": w if received is None else w[received]} | beside
+        header = Broadcast(layout=self.layout.digest, round=number)
         if not self.experiment.engine.wire:
-            return w, encoded_size(header, {"w": w})
-        message = encode(header, {"w": w})
-        return decode(message, Broadcast, {"w": (torch.float32, (layout.n,))})[1]["w"], len(message)
+            return w, beside, encoded_size(header, tensors)
+        message = encode(header, tensors)
+        expected = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+        decoded = decode(message, Broadcast, expected)[1]
+        got = decoded.pop("w")
+        return got if received is None else w.masked_scatter(received, got), decoded, len(message)
 
     def _account(self, reports: Sequence[ClientReport], bytes_down: int, lr_factor: float) -> dict[str, Any]:
         """The round's record without its evaluation; the totals grow by it."""
@@ -146,12 +156,12 @@ class Federation:
         every = settings.clients_every if self.algorithm.personal else settings.every
         final = number == self.experiment.federation.rounds
         if number == 0 or final or (every and number % every == 0):
-            record |= self.evaluator.held_out(progress.w, number)
+            record |= self.evaluator.held_out(progress)
         if number > 0 and settings.metric in record:
             self._watch(record[settings.metric])
         due = settings.clients_every and number % settings.clients_every == 0
         if number == 0 or due or self.over:
-            self.run_dir.clients(self.evaluator.clients(progress.w, number))
+            self.run_dir.clients(self.evaluator.clients(progress))
         return record
 
     def _watch(self, value: float) -> None:

@@ -1,10 +1,9 @@
-"""The weighted mean, as a fold: sum_k p_k delta_k / sum_k p_k, the sum kept in float64."""
+"""The weighted mean, as a fold: sum_k p_k x_k / sum_k p_k for everything that clients upload, the sums kept in float64."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,33 +11,57 @@ from torch import Tensor
 __all__ = ["Mean", "Partial"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Partial:
-    """What a group hands on: the weighted sum `[n]` in float64, and the sum of the weights."""
+    """What a group hands on: the sums in float64 by the upload's name, the sum of the weights, the number of updates."""
 
-    total: Tensor
-    weight: float
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    weight: float = 0.0
+    count: int = 0
+    kept: list[tuple[float, Tensor]] = field(default_factory=list)
+    """Weight and row of every update, for the rules that need each; a mean keeps none."""
 
 
 class Mean:
-    """`empty`, `add`, `merge`, `finish`: memory is one vector, whatever the number of clients."""
+    """`empty`, `add`, `merge`, `finish`: memory is one vector an upload, whatever the number of clients.
 
-    def empty(self, n: int) -> Partial:
+    Uploads named in `unweighted` count alike: sum_k x_k / K.
+    """
+
+    def __init__(self, unweighted: Collection[str] = ()) -> None:
+        self.unweighted = frozenset(unweighted)
+
+    def empty(self) -> Partial:
         """The sum of nothing."""
-        return Partial(torch.zeros(n, dtype=torch.float64), 0.0)
+        return Partial()
 
-    def add(self, partial: Partial, rows: Tensor, weights: Sequence[float]) -> Partial:
-        """Add rows `[K, n]` with weights `[K]`; the sum grows in place, and `partial` is not to be used again."""
-        for row, weight in zip(rows.cpu().unbind(), weights, strict=True):
-            partial.total.add_(row, alpha=weight)  # float32 into float64, without a float64 copy of the row
-        return Partial(partial.total, partial.weight + math.fsum(weights))
+    def add(
+        self, partial: Partial, update: Mapping[str, Tensor], weight: float, start: Tensor, discount: float = 1.0
+    ) -> Partial:
+        """Add a client's update, in place of `partial`; `start` is the vector `[n]` it started from.
+
+        A discount shrinks the update, not what the mean divides by: sum_k p_k d_k x_k / sum_k p_k.
+        """
+        for name, value in update.items():
+            total = partial.totals.get(name)
+            if total is None:
+                total = partial.totals[name] = torch.zeros(value.shape, dtype=torch.float64)
+            # float32 into float64, without a float64 copy
+            total.add_(value, alpha=discount if name in self.unweighted else weight * discount)
+        partial.weight += weight
+        partial.count += 1
+        return partial
 
     def merge(self, a: Partial, b: Partial) -> Partial:
         """The sum of two partial sums, in place of `a`; groups are merged in a fixed order, so the result is the same bits."""
-        return Partial(a.total.add_(b.total), a.weight + b.weight)
+        for name, total in b.totals.items():
+            a.totals[name] = a.totals[name].add_(total) if name in a.totals else total
+        a.weight += b.weight
+        a.count += b.count
+        a.kept += b.kept
+        return a
 
-    def finish(self, partial: Partial) -> Tensor:
-        """The mean `[n]` in float32; zero when no weight came back."""
-        if partial.weight == 0:
-            return torch.zeros_like(partial.total, dtype=torch.float32)
-        return (partial.total / partial.weight).float()
+    def finish(self, partial: Partial) -> dict[str, Tensor]:
+        """The means in float32; zero where no weight came back."""
+        divisors = {name: partial.count if name in self.unweighted else partial.weight for name in partial.totals}
+        return {name: (total / (divisors[name] or 1.0)).float() for name, total in partial.totals.items()}

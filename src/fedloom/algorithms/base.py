@@ -1,14 +1,16 @@
 """The parts of an algorithm, in the order data meets them, each with FedAvg's answer.
 
 A method is a file in this folder: its paper and formula on top, then only the parts in which it differs. Its options are its
-annotated fields, typed and strict, set by `algorithm: {name: ..., option: value}`.
+annotated fields, typed and strict, set by `algorithm: {name: ..., option: value}`. Parts of several methods go together where the
+maths allows: `algorithm: {name: fedprox, mu: 0.1, with: fedadam}`.
 
-n is the length of the trainable vector, K the clients of a group; a client's state is a row of `[K, ...]` tensors.
+n is the length of the trainable vector, K the clients of a group; what a client keeps is a row of `[K, ...]` tensors.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,52 +18,105 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedloom.aggregation.mean import Mean
+    from fedloom.local.group import Group
+    from fedloom.vector.layout import Layout
 
     State = dict[str, Tensor]
+    Aggregate = Mapping[str, Tensor]
 
-__all__ = ["Algorithm"]
+__all__ = ["Algorithm", "Cost", "Round"]
+
+
+class Round(NamedTuple):
+    """What the server knows of a round when it applies it."""
+
+    number: int
+    clients: int
+    """Clients whose updates came back: |S|."""
+    total: int
+    """Clients of the federation: N."""
+    layout: Layout
+
+
+class Cost(NamedTuple):
+    """What a method costs, as a reader would compare it: bytes relative to FedAvg, vectors a client keeps, extra computation."""
+
+    up: str = "1x"
+    down: str = "1x"
+    state: str = "none"
+    compute: str = "none"
 
 
 class Algorithm(BaseModel):
-    """One round's computation; every method is pure: it returns new tensors and leaves its inputs as they were."""
+    """One round's computation; every part is pure: it returns new tensors and leaves its inputs as they were."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     title: ClassVar[str]
     paper: ClassVar[str]
+    """Authors, year, title."""
+    equation: ClassVar[str] = ""
+    """Where in the paper the formula stands."""
+    family: ClassVar[str] = "federated optimisation"
+    cost: ClassVar[Cost] = Cost()
+    roles: ClassVar[frozenset[str]] = frozenset()
+    """What only one method of a composition may decide: "server step", "local rule", "factors", "personal", ..."""
     personal: ClassVar[bool] = False
-    """Whether a client is judged with a vector of its own (in its state, under `own`) rather than the server's."""
+    """Whether a client is judged with a vector of its own rather than the server's."""
     federated: ClassVar[bool] = True
     """Whether anything travels; false for the yardsticks, whose bytes are none."""
     pooled: ClassVar[bool] = False
     """Whether all clients' rows are pooled into one client first."""
+    unweighted: ClassVar[frozenset[str]] = frozenset()
+    """The uploads of which the server takes the plain mean over clients, whatever they weigh."""
 
-    def client_state(self, w: Tensor) -> State:
-        """What a client keeps between rounds, as it is before its first round; `w` is the server's first vector, `[n]`."""
+    def client_state(self, w: Tensor, layout: Layout) -> State:
+        """What a client keeps between rounds, as it is before its first round from the server's vector `w`, `[n]`."""
         return {}
 
-    def server_state(self, w: Tensor) -> State:
+    def server_state(self, w: Tensor, layout: Layout) -> State:
         """What the server keeps between rounds, as it is before the first."""
         return {}
 
-    def broadcast(self, w: Tensor, state: State, k: int) -> Tensor:
-        """`[K, n]`: where each of k clients starts, from the server's vector `[n]` and the clients' state."""
-        return w.expand(k, -1)
+    def private(self, layout: Layout) -> Tensor | None:
+        """The entries, `[n]`, that never leave a client and that it keeps between rounds; None for none."""
+        return None
 
-    def gradient(self, g: Tensor, w: Tensor, anchor: Tensor, state: State) -> Tensor:
-        """`[K, n]`: the direction of a local step, from the gradient, the present rows and the rows the clients started from."""
+    def trains(self, layout: Layout, round: int) -> Tensor | None:
+        """The entries, `[n]`, that local steps of this round move, and that travel back unless private; None for all."""
+        return None
+
+    def receives(self, layout: Layout, round: int) -> Tensor | None:
+        """The entries, `[n]`, that are sent to a client; None for all that are not private."""
+        private = self.private(layout)
+        return None if private is None else ~private
+
+    def broadcast(self, w: Tensor, server: State) -> State:
+        """What goes to the clients beside the vector; they find it in `group.server`."""
+        return {}
+
+    def train(self, group: Group) -> Tensor:
+        """`[K, n]`: where the clients end that start from `group.anchor`."""
+        return group.train(group.anchor, self.gradient)
+
+    def gradient(self, g: Tensor, w: Tensor, group: Group) -> Tensor:
+        """`[K, n]`: the direction of a local step, from the gradient at the present rows `w`."""
         return g
 
-    def upload(self, delta: Tensor, w: Tensor, state: State) -> tuple[Tensor | None, State]:
-        """What leaves the clients, `[K, n]` or nothing, and their new state; `w` are the trained rows, delta = w - anchor."""
-        return delta, state
+    def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
+        """What leaves the clients and their new state, a row a client; `w` are the trained rows, delta = w - anchor."""
+        return {"delta": delta}, {}
 
-    def combine(self) -> Mean:
+    def judged(self, group: Group) -> Tensor:
+        """`[K, n]`: the vectors with which clients are judged, where the method is personal."""
+        return group.anchor
+
+    def combine(self, layout: Layout) -> Mean:
         """The fold over updates."""
         from fedloom.aggregation.mean import Mean
 
-        return Mean()
+        return Mean(self.unweighted)
 
-    def apply(self, w: Tensor, aggregate: Tensor, state: State) -> tuple[Tensor, State]:
-        """The server's next vector and state, from the combined update `[n]`."""
-        return w + aggregate, state
+    def apply(self, w: Tensor, aggregate: Aggregate, server: State, round: Round) -> tuple[Tensor, State]:
+        """What the server adds to its vector `w`, `[n]`, and its next state, from the combined updates."""
+        return aggregate["delta"], server

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fedloom.algorithms.base import Algorithm
+from fedloom.algorithms.base import Algorithm, Cost
 
 __all__ = ["Central"]
 
@@ -20,5 +20,8 @@ class Central(Algorithm):
 
     title: ClassVar[str] = "All data pooled"
     paper: ClassVar[str] = "a yardstick, not a method"
+    family: ClassVar[str] = "yardsticks"
+    cost: ClassVar[Cost] = Cost(up="none", down="none")
+    roles: ClassVar[frozenset[str]] = frozenset({"everything"})
     federated: ClassVar[bool] = False
     pooled: ClassVar[bool] = True

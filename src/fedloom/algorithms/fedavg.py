@@ -21,3 +21,4 @@ class FedAvg(Algorithm):
     paper: ClassVar[str] = (
         "McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data"
     )
+    equation: ClassVar[str] = "algorithm 1"

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from fedloom.algorithms.base import Algorithm
+from fedloom.algorithms.base import Algorithm, Cost
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedloom.algorithms.base import State
+    from fedloom.algorithms.base import Aggregate, Round, State
+    from fedloom.local.group import Group
+    from fedloom.vector.layout import Layout
 
 __all__ = ["Local"]
 
@@ -22,14 +24,17 @@ class Local(Algorithm):
 
     title: ClassVar[str] = "Each client alone"
     paper: ClassVar[str] = "a yardstick, not a method"
+    family: ClassVar[str] = "yardsticks"
+    cost: ClassVar[Cost] = Cost(up="none", down="none", state="1 vector")
+    roles: ClassVar[frozenset[str]] = frozenset({"everything"})
     federated: ClassVar[bool] = False
     personal: ClassVar[bool] = True
 
-    def client_state(self, w: Tensor) -> State:
-        return {"own": w}
+    def private(self, layout: Layout) -> Tensor | None:
+        return layout.mask(lambda _: True)
 
-    def broadcast(self, w: Tensor, state: State, k: int) -> Tensor:
-        return state["own"]
+    def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
+        return {}, {}
 
-    def upload(self, delta: Tensor, w: Tensor, state: State) -> tuple[Tensor | None, State]:
-        return None, {"own": w}
+    def apply(self, w: Tensor, aggregate: Aggregate, server: State, round: Round) -> tuple[Tensor, State]:
+        return w.new_zeros(w.shape), server

@@ -30,7 +30,7 @@ def evaluate(
     if source is not None and Path(source).exists():  # else what starts from the experiment's folder, or a name
         source = str(Path(source).resolve())
     opened = api.open_run(run, round)
-    judged = verdict(opened.prepared, opened.store, opened.progress.w, opened.progress.round, source)
+    judged = verdict(opened.prepared, opened.store, opened.progress, source)
     if as_json:
         print(json.dumps({"run": opened.path.name, "round": opened.progress.round, "judged": judged}, indent=1))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from fedloom.config.schema import Experiment
 from fedloom.engines.memory import peak_memory
 from fedloom.engines.sizing import make_groups, size_groups
 from fedloom.errors import ModelError
-from fedloom.local.batches import plan_steps, steps_of
+from fedloom.local.batches import steps_of
+from fedloom.local.opening import open_group
 from fedloom.local.prepare import Prepared
-from fedloom.local.train import Member, Trainer
+from fedloom.local.store import ClientStore
+from fedloom.local.train import make_trainer
 
 __all__ = ["plan", "show_plan"]
 
@@ -62,24 +65,21 @@ def plan(experiment: Experiment) -> dict[str, Any]:
 
 def _measure_step(prepared: Prepared, group: list[int], grouped: bool) -> tuple[float, int]:
     """Seconds of the second of two steps (the first warms up), and the peak memory since the process began."""
-    experiment = prepared.experiment
-    trainer = Trainer(prepared.binding, prepared.task, prepared.table, experiment.local, experiment.seed, grouped)
-    group = group if grouped else group[:1]
-    members = []
-    for k in group:
-        name = prepared.train.clients[k]
-        steps = plan_steps(
-            prepared.train.rows(k), prepared.table.lengths, experiment.local, seed=experiment.seed, round=1, client=name
-        )
-        longest = max(steps, key=lambda step: max(int(prepared.table.lengths[part].max()) for part in step))
-        members.append(Member(name, [longest]))
-    state = {k: v.expand(len(group), *v.shape) for k, v in prepared.algorithm.client_state(prepared.initial).items()}
+    trainer, lengths = make_trainer(prepared, grouped), prepared.table.lengths
+    clients = group if grouped else group[:1]
+    members = [trainer.member(prepared.train, k, 1) for k in clients]
+    for member in members:
+        member.steps = [max(member.steps, key=lambda step: max(int(lengths[part].max()) for part in step))]
+    store = ClientStore(Path("none"))  # nobody has kept anything yet
+    initial = prepared.initial
+    beside = prepared.algorithm.broadcast(initial, prepared.algorithm.server_state(initial, prepared.binding.layout))
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
-        rows = prepared.initial.expand(len(group), -1)
         try:
-            trainer.run(members, rows, prepared.algorithm, state, None, round=1, lr_factor=0.0)
+            opened, _ = open_group(prepared, store, trainer, clients, initial, beside, round=1, before=1, lr_factor=0.0)
+            opened.members = members
+            prepared.algorithm.train(opened)
         except Exception as error:  # the model may be anyone's
             what = f"a step of training fails: {type(error).__name__}: {error}"
             raise ModelError(what, where="model", fix="check that the model fits the task") from error

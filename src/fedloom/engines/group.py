@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,20 +12,26 @@ from torch import Tensor
 from fedloom.aggregation.mean import Partial
 from fedloom.codec.wire import Update, decode, encode, encoded_size
 from fedloom.errors import ClientError, FedloomError
+from fedloom.local.group import Member
+from fedloom.local.opening import kept_state, open_group
 from fedloom.local.prepare import Prepared
 from fedloom.local.store import ClientStore
-from fedloom.local.train import Member, Trainer
+from fedloom.local.train import Trainer
+from fedloom.local.weighting import client_weight
 
 __all__ = ["Assignment", "ClientReport", "GroupResult", "run_group"]
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a group is asked to do: the round, the server's vector `[n]`, the learning-rate factor of the round."""
+    """What a group is asked to do: the round, the server's vector `[n]`, what goes beside it, the round's learning-rate factor."""
 
     round: int
     w: Tensor
     lr_factor: float
+    server: Mapping[str, Tensor] = field(default_factory=dict)
+    discount: float = 1.0
+    """By how much the server shrinks these clients' updates: for their staleness."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,8 @@ def run_group(
     except Exception as error:
         if len(clients) == 1:
             return _failed(prepared, work, clients[0], error)
-    fold = prepared.algorithm.combine()
-    partial = fold.empty(prepared.binding.layout.n)
+    fold = prepared.algorithm.combine(prepared.binding.layout)
+    partial = fold.empty()
     reports: list[ClientReport] = []
     for client in clients:
         alone = run_group(prepared, store, trainer, work, [client])
@@ -79,84 +85,78 @@ def _failed(prepared: Prepared, work: Assignment, client: int, error: Exception)
     detail = "".join(traceback.format_exception(error))
     failure = ClientError(name, work.round, f"{type(error).__name__}: {error}", detail=detail)
     _apply_policy(prepared, failure)
-    empty = prepared.algorithm.combine().empty(prepared.binding.layout.n)
+    empty = prepared.algorithm.combine(prepared.binding.layout).empty()
     return GroupResult(empty, [ClientReport(name, "dropped", reason=f"{failure}\n{detail}")])
 
 
 def _run(
     prepared: Prepared, store: ClientStore, trainer: Trainer, work: Assignment, clients: Sequence[int]
 ) -> GroupResult:
-    algorithm, names = prepared.algorithm, [prepared.train.clients[k] for k in clients]
-    fresh = algorithm.client_state(prepared.initial)
-    keep = prepared.experiment.local.optimizer_state == "keep"
-    states = [store.load(name, work.round) if fresh or keep else None for name in names]
-    state = {key: torch.stack([(s or fresh)[key] for s in states]) for key in fresh}
-    rows = algorithm.broadcast(work.w, state, len(clients))
-    members = [trainer.member(prepared.train, k, work.round, prepared.step_scale) for k in clients]
-    memory = _optimizer_memory(prepared, trainer, states, rows)
-    trained, memory = trainer.run(members, rows, algorithm, state, memory, round=work.round, lr_factor=work.lr_factor)
-    trained = trained.cpu()
+    algorithm, layout = prepared.algorithm, prepared.binding.layout
+    group, order = open_group(
+        prepared, store, trainer, clients, work.w, work.server,
+        round=work.round, before=work.round, lr_factor=work.lr_factor,
+    )  # fmt: skip
+    trained = algorithm.train(group)
+    delta = torch.sub(trained, group.anchor, out=trainer.room("gradients", trained))
+    uploads, kept = algorithm.upload(delta, trained, group)
+    uploads = {name: values.cpu() for name, values in uploads.items()}
+    sent = _sent(prepared, work.round)
 
-    fold = algorithm.combine()
-    partial, reports = fold.empty(prepared.binding.layout.n), []
-    room = torch.empty(1, prepared.binding.layout.n)  # one client's update at a time: it stays in the processor's cache
-    for k, (member, own, anchor) in enumerate(zip(members, trained.split(1), rows.split(1), strict=True)):
+    fold = algorithm.combine(layout)
+    partial, reports = fold.empty(), []
+    starts = group.anchor.cpu()
+    for k, (client, member) in enumerate(zip(order, group.members, strict=True)):
         if member.failure:
             _apply_policy(prepared, member.failure)
             reports.append(ClientReport(member.client, "dropped", reason=str(member.failure)))
             continue
-        delta = torch.sub(own, anchor, out=room)
-        update, kept = algorithm.upload(delta, own, {name: values[k : k + 1] for name, values in state.items()})
-        kept = {name: values[0] for name, values in kept.items()}
-        if keep:
-            kept |= {f"optimizer.{name}": values[k] for name, values in memory.items()}
-        if kept:
-            store.save(member.client, work.round, kept)
-        weight = _weight(prepared, clients[k])
-        report, received = _send(prepared, work, member, weight, update)
-        if received is not None:
-            partial = fold.add(partial, received, [weight])
+        state = kept_state(prepared, group, trained, kept, k)
+        if state:
+            store.save(member.client, work.round, state)
+        weight = client_weight(prepared, client)
+        update = {name: values[k] for name, values in uploads.items()}
+        report, received = _send(prepared, work, member, weight, update, sent)
+        partial = fold.add(partial, received, weight, starts[k], work.discount)
         reports.append(report)
     return GroupResult(partial, reports)
 
 
-def _optimizer_memory(
-    prepared: Prepared, trainer: Trainer, states: Sequence[dict[str, Tensor] | None], rows: Tensor
-) -> dict[str, Tensor] | None:
-    """The optimizer's state of these clients, where they keep it; a client's first round starts afresh."""
-    if prepared.experiment.local.optimizer_state == "reset":
-        return None
-    fresh = trainer.fresh_memory(rows[:1])
-    own = [
-        {k.removeprefix("optimizer."): v for k, v in (s or {}).items() if k.startswith("optimizer.")} for s in states
-    ]
-    return {key: torch.stack([o.get(key, first[0]) for o in own]) for key, first in fresh.items()}
-
-
-def _weight(prepared: Prepared, client: int) -> float:
-    rows = prepared.train.rows(client)
-    weighting = prepared.experiment.federation.weighting
-    if weighting == "tokens":
-        return float(prepared.table.lengths[rows].sum())
-    return float(len(rows)) if weighting == "samples" else 1.0
+def _sent(prepared: Prepared, round: int) -> Tensor | None:
+    """The entries, `[n]`, of a client's vector that travel back in a round; None for all."""
+    layout, algorithm = prepared.binding.layout, prepared.algorithm
+    trains, private = algorithm.trains(layout, round), algorithm.private(layout)
+    if private is None:
+        return trains
+    return ~private if trains is None else trains & ~private
 
 
 def _send(
-    prepared: Prepared, work: Assignment, member: Member, weight: float, row: Tensor | None
-) -> tuple[ClientReport, Tensor | None]:
+    prepared: Prepared, work: Assignment, member: Member, weight: float, update: dict[str, Tensor], sent: Tensor | None
+) -> tuple[ClientReport, dict[str, Tensor]]:
     """A client's update: counted where it is encoded; with `engine.wire`, really encoded and decoded."""
     facts = {"samples": member.samples, "tokens": member.tokens, "steps": len(member.steps), "train_loss": member.loss}
-    if row is None or not prepared.algorithm.federated:
-        return ClientReport(member.client, "ok", **facts, weight=weight), row  # type: ignore[arg-type]
+    if not update or not prepared.algorithm.federated:
+        return ClientReport(member.client, "ok", **facts, weight=weight), update  # type: ignore[arg-type]
     layout = prepared.binding.layout
     header = Update(layout=layout.digest, round=work.round, client=member.client, weight=weight, **facts)  # type: ignore[arg-type]
+    packed: Sequence[str] = (
+        () if sent is None else [name for name, value in update.items() if value.shape == sent.shape]
+    )
+    message = update | {name: update[name][sent] for name in packed}
     if prepared.experiment.engine.wire:
-        message = encode(header, {"delta": row})
-        _, tensors = decode(message, Update, {"delta": (torch.float32, (1, layout.n))})
-        size, row = len(message), tensors["delta"]
+        content = encode(header, message)
+        expected = {name: (value.dtype, tuple(value.shape)) for name, value in message.items()}
+        message, size = decode(content, Update, expected)[1], len(content)
     else:
-        size = encoded_size(header, {"delta": row})
-    return ClientReport(member.client, "ok", **facts, weight=weight, bytes_up=size), row  # type: ignore[arg-type]
+        size = encoded_size(header, message)
+    whole = {name: _unpack(message[name], sent) for name in packed if sent is not None}
+    return ClientReport(member.client, "ok", **facts, weight=weight, bytes_up=size), message | whole  # type: ignore[arg-type]
+
+
+def _unpack(value: Tensor, sent: Tensor) -> Tensor:
+    """The entries that travelled as a whole vector, zero elsewhere."""
+    return torch.zeros(len(sent), dtype=value.dtype).masked_scatter_(sent, value)
 
 
 def _apply_policy(prepared: Prepared, failure: ClientError) -> None:

@@ -8,7 +8,7 @@ from fedloom.engines.group import Assignment, GroupResult, run_group
 from fedloom.engines.sizing import Sizing, size_groups
 from fedloom.local.prepare import Prepared
 from fedloom.local.store import ClientStore
-from fedloom.local.train import Trainer
+from fedloom.local.train import make_trainer
 
 __all__ = ["LocalEngine"]
 
@@ -19,10 +19,7 @@ class LocalEngine:
     def __init__(self, prepared: Prepared, store: ClientStore) -> None:
         self.sizing: Sizing = size_groups(prepared)
         self._prepared, self._store = prepared, store
-        experiment = prepared.experiment
-        self._trainer = Trainer(
-            prepared.binding, prepared.task, prepared.table, experiment.local, experiment.seed, self.sizing.grouped
-        )
+        self._trainer = make_trainer(prepared, self.sizing.grouped)
 
     def run(self, work: Assignment, groups: Sequence[Sequence[int]]) -> Iterator[GroupResult]:
         """The results of the groups, in the order given."""

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from fedloom.evaluation.judge import measure, metrics_by_part
+from fedloom.local.opening import open_group
 from fedloom.local.prepare import Prepared
 from fedloom.local.store import ClientStore
+from fedloom.local.train import make_trainer
 
-__all__ = ["Evaluator"]
+__all__ = ["Evaluator", "Model"]
 
 _HIGHER_IS_BETTER = ("accuracy", "f1", "auc", "exact_match", "ndcg", "hit_rate", "mcc")
+
+
+class Model(Protocol):
+    """What is judged: the server's vector `[n]` and state after a round."""
+
+    w: Tensor
+    server: dict[str, Tensor]
+    round: int
 
 
 class Evaluator:
@@ -21,6 +31,7 @@ class Evaluator:
 
     def __init__(self, prepared: Prepared, store: ClientStore) -> None:
         self._prepared, self._store = prepared, store
+        self._trainer = make_trainer(prepared, grouped=False)
         self._latest: tuple[int, list[dict[str, Any]]] = (-1, [])  # judging every client's own vector is not done twice
 
     @staticmethod
@@ -28,46 +39,49 @@ class Evaluator:
         """Whether a metric is a loss or the like; accuracies, F1, AUC and their kind are better high."""
         return not metric.endswith(_HIGHER_IS_BETTER)
 
-    def held_out(self, w: Tensor, round: int) -> dict[str, float]:
+    def held_out(self, model: Model) -> dict[str, float]:
         """The metrics on the held-out rows, `eval_` before each name; the mean over clients when each has its own vector."""
         if not len(self._prepared.held_out):
             return {}
-        if not self._personal(round):
-            metrics = self._prepared.task.metrics(self._rows(w, self._prepared.held_out))
+        if not self._personal(model):
+            metrics = self._prepared.task.metrics(self._rows(model.w, self._prepared.held_out))
             return {f"eval_{name}": value for name, value in metrics.items()}
-        shared = [r for r in self.clients(w, round) if r["evaluated"] == "held_out"]
+        shared = [r for r in self.clients(model) if r["evaluated"] == "held_out"]
         names = [key for key in shared[0] if key.startswith("eval_")]
         return {name: float(np.mean([r[name] for r in shared])) for name in names}
 
-    def clients(self, w: Tensor, round: int) -> list[dict[str, Any]]:
+    def clients(self, model: Model) -> list[dict[str, Any]]:
         """A record a client: its metrics on its own validation rows, and with its own vector on the held-out rows too."""
-        if self._personal(round):
-            if self._latest[0] != round:
-                self._latest = (round, self._each_with_its_own(w, round))
+        if self._personal(model):
+            if self._latest[0] != model.round:
+                self._latest = (model.round, self._each_with_its_own(model))
             return self._latest[1]
         validation = self._prepared.validation
         sizes = np.diff(validation.offsets)
         keep = [k for k, size in enumerate(sizes) if size]
         if not keep:
             return []
-        measured = self._rows(w, validation.indices)
+        measured = self._rows(model.w, validation.indices)
         parts = metrics_by_part(self._prepared.task, measured, [int(sizes[k]) for k in keep])
         names = validation.clients
-        return [_record(round, names[k], "own", int(sizes[k]), m) for k, m in zip(keep, parts, strict=True)]
+        return [_record(model.round, names[k], "own", int(sizes[k]), m) for k, m in zip(keep, parts, strict=True)]
 
-    def _personal(self, round: int) -> bool:
-        return self._prepared.algorithm.personal and round > 0
+    def _personal(self, model: Model) -> bool:
+        return self._prepared.algorithm.personal and model.round > 0
 
-    def _each_with_its_own(self, w: Tensor, round: int) -> list[dict[str, Any]]:
+    def _each_with_its_own(self, model: Model) -> list[dict[str, Any]]:
         """Every client's own vector, one in memory at a time."""
         prepared, records = self._prepared, []
+        beside = prepared.algorithm.broadcast(model.w, model.server)
         for k, name in enumerate(prepared.train.clients):
-            state = self._store.load(name, round + 1)
-            own = w if state is None else state["own"]
+            group, _ = open_group(
+                prepared, self._store, self._trainer, [k], model.w, beside, round=model.round, before=model.round + 1
+            )
+            own = prepared.algorithm.judged(group)[0].cpu()
             for which, rows in (("own", prepared.validation.rows(k)), ("held_out", prepared.held_out)):
                 if len(rows):
                     metrics = prepared.task.metrics(self._rows(own, rows))
-                    records.append(_record(round, name, which, len(rows), metrics))
+                    records.append(_record(model.round, name, which, len(rows), metrics))
         return records
 
     def _rows(self, w: Tensor, rows: Any) -> Any:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from fedloom.data.sources import open_source
-from fedloom.evaluation.evaluator import Evaluator
+from fedloom.evaluation.evaluator import Evaluator, Model
 from fedloom.evaluation.judge import measure
 from fedloom.local.prepare import Prepared, encode_source
 from fedloom.local.store import ClientStore
@@ -16,9 +15,7 @@ from fedloom.local.store import ClientStore
 __all__ = ["verdict"]
 
 
-def verdict(
-    prepared: Prepared, store: ClientStore, w: Tensor, round: int, source: str | None = None
-) -> list[dict[str, Any]]:
+def verdict(prepared: Prepared, store: ClientStore, model: Model, source: str | None = None) -> list[dict[str, Any]]:
     """One record for each set of rows: `{"on": ..., "rows": ..., metrics}`.
 
     Raises DataError when another source holds a label that the training set does not.
@@ -29,12 +26,12 @@ def verdict(
         table = encode_source(experiment, prepared.task, prepared.tokenizer, open_source(data, experiment.base))
         rows = np.arange(len(table))
         batch = experiment.evaluation.batch_size
-        metrics = prepared.task.metrics(measure(prepared.binding, prepared.task, table, rows, w, batch))
+        metrics = prepared.task.metrics(measure(prepared.binding, prepared.task, table, rows, model.w, batch))
         return [{"on": source, "rows": len(table)} | {f"eval_{k}": v for k, v in metrics.items()}]
     evaluator = Evaluator(prepared, store)
-    shared = evaluator.held_out(w, round)
+    shared = evaluator.held_out(model)
     judged: list[dict[str, Any]] = [{"on": "held out", "rows": len(prepared.held_out)} | shared] if shared else []
-    for record in evaluator.clients(w, round):
+    for record in evaluator.clients(model):
         metrics = {k: v for k, v in record.items() if k.startswith("eval_")}
         judged.append(
             {"on": f"{record['client']}, {record['evaluated'].replace('_', ' ')}", "rows": record["rows"]} | metrics

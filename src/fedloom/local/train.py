@@ -8,11 +8,13 @@ Clients are sorted by their number of steps, and the bank shrinks to those still
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,8 @@ from fedloom.data.partition import Partition
 from fedloom.data.table import Table
 from fedloom.errors import ClientError
 from fedloom.local.batches import plan_steps
+from fedloom.local.group import Group, Member, Rule
+from fedloom.local.prepare import Prepared
 from fedloom.models.binding import Binding
 from fedloom.models.dropout import Block
 from fedloom.tasks.base import Batch, Rows, Task
@@ -33,52 +37,29 @@ warnings.filterwarnings("ignore", message="grad and param do not obey the gradie
 
 _DIVERGED = "lower `local.lr`, set `local.clip`, or drop failing clients with `federation.on_failure: drop`"
 
-__all__ = ["GradientRule", "Member", "Trainer"]
-
-
-class GradientRule(Protocol):
-    """The part of an algorithm that acts inside a local step."""
-
-    def gradient(self, g: Tensor, w: Tensor, anchor: Tensor, state: State) -> Tensor:
-        """`[K, n]`: the direction of a step."""
-        ...
-
-
-@dataclass
-class Member:
-    """A client in a group: its steps of micro-batches, and what training reports of it."""
-
-    client: str
-    steps: list[list[Rows]]
-    loss: float = float("nan")
-    tokens: int = 0
-    samples: int = 0
-    failure: ClientError | None = field(default=None, repr=False)
+__all__ = ["Trainer", "make_trainer"]
 
 
 @dataclass(frozen=True)
 class _Work:
-    """A group under training: everything that has a row a member, and what is the same for all."""
+    """A group under training: the rows, their optimizer's state, and how many steps each member takes."""
 
+    group: Group
     bank: Bank
-    members: Sequence[Member]
-    anchor: Tensor
-    rule: GradientRule
-    state: State
     memory: State
-    round: int
-    lr_factor: float
+    rule: Rule
+    only: Tensor | None
+    steps: Sequence[int]
 
     def part(self, start: int, end: int) -> _Work:
         """The members from start to end, as views."""
         rows = slice(start, end)
         return replace(
             self,
+            group=self.group.part(start, end),
             bank=Bank(self.bank.values[rows], self.bank.grads[rows]),
-            members=self.members[rows],
-            anchor=self.anchor[rows] if len(self.anchor) > 1 else self.anchor,
-            state={name: values[rows] for name, values in self.state.items()},
             memory={name: values[rows] for name, values in self.memory.items()},
+            steps=self.steps[rows],
         )
 
 
@@ -92,69 +73,83 @@ class Trainer:
     local: Local
     seed: int
     grouped: bool
-    _room: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
-
-    def run(
-        self,
-        members: Sequence[Member],
-        rows: Tensor,
-        rule: GradientRule,
-        state: State,
-        memory: State | None,
-        *,
-        round: int,
-        lr_factor: float,
-    ) -> tuple[Tensor, State]:
-        """Train K members from rows `[K, n]`; returns the trained rows and the optimizer's state, both in the members' order.
-
-        `memory` is the optimizer's state to go on from, or None for a fresh one. A member whose loss is not finite gets its
-        `failure`; the others are not affected.
-        """
-        order = sorted(range(len(members)), key=lambda k: -len(members[k].steps))
-        pick, device = _picker(order), self.binding.device
-        values = pick(rows.to(device))
-        kept = {k: pick(v.to(device)) for k, v in memory.items()} if memory else self.fresh_memory(values)
-        work = _Work(
-            bank=Bank(values, self._gradients(values)),
-            members=[members[k] for k in order],
-            anchor=values.clone() if rows.stride(0) else rows[:1].to(device),  # one row, where all start alike
-            rule=rule,
-            state={name: pick(own.to(device)) for name, own in state.items()},
-            memory=kept,
-            round=round,
-            lr_factor=lr_factor,
-        )
-        if self.grouped:
-            self._train(work)
-        else:
-            self._one_by_one(work)
-        self._check(work)
-        if order == sorted(order):
-            return values, kept
-        back = _picker([order.index(k) for k in range(len(order))])
-        return back(values), {name: back(own) for name, own in kept.items()}
+    _rooms: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def member(self, partition: Partition, client: int, round: int, scale: int = 1) -> Member:
         """A client as a member of a group, its steps planned."""
         name = partition.clients[client]
         rows, lengths = partition.rows(client), self.table.lengths
-        return Member(
-            name, plan_steps(rows, lengths, self.local, seed=self.seed, round=round, client=name, scale=scale)
-        )
-
-    def _gradients(self, values: Tensor) -> Tensor:
-        """Room for the gradients of `values`, used again by the next group: fresh memory costs more than it holds."""
-        if len(self._room) < len(values):
-            self._room = torch.empty_like(values)
-        return self._room[: len(values)]
+        steps = plan_steps(rows, lengths, self.local, seed=self.seed, round=round, client=name, scale=scale)
+        return Member(name, steps, rows)
 
     def fresh_memory(self, rows: Tensor) -> State:
         """The optimizer's state before its first step, for rows `[K, n]`."""
         return optimizer(self.local).init(rows)
 
+    def room(self, name: str, like: Tensor) -> Tensor:
+        """Memory for rows like these, used again by the next group: fresh memory costs more than it holds."""
+        if name not in self._rooms or len(self._rooms[name]) < len(like):
+            self._rooms[name] = torch.empty(like.shape, device=like.device)
+        return self._rooms[name][: len(like)]
+
+    def train(
+        self, group: Group, rows: Tensor, rule: Rule, *, only: Tensor | None, steps: int | None, name: str
+    ) -> Tensor:
+        """See `Group.train`. A member whose loss or row is not finite gets its `failure`; the others are not affected."""
+        values = rows.to(self.binding.device).clone(memory_format=torch.contiguous_format)
+        memory = group.memory.get(name) or self.fresh_memory(values)
+        work = _Work(
+            group=group,
+            bank=Bank(values, self.room("gradients", values)),
+            memory=memory,
+            rule=rule,
+            only=group.trains if only is None else only,
+            steps=[steps or len(member.steps) for member in group.members],
+        )
+        if self.grouped:
+            self._train(work)
+        else:
+            self._one_by_one(work)
+        group.memory[name] = memory
+        self._check(work)
+        return values
+
+    def whole(self, group: Group, rows: Tensor, *, gradients: bool) -> tuple[Tensor, Tensor]:
+        """The mean loss `[K, 1]` of each member over all its rows of data, at rows `[K, n]`, and its gradient or zeros `[K, n]`."""
+        size, device = self.local.batch_size, self.binding.device
+        values = rows.to(device).clone(memory_format=torch.contiguous_format)
+        bank = Bank(values, torch.zeros_like(values))
+        losses = torch.zeros(len(group), device=device)
+        spans = [(k, k + 1) for k in range(len(group))] if not self.grouped else [(0, len(group))]
+        for start, end in spans:
+            own = group.members[start:end]
+            data = [m.rows if m.rows is not None else np.concatenate([r for s in m.steps for r in s]) for m in own]
+            micro = [[r[i : i + size] for i in range(0, len(r), size)] for r in data]
+            with self._lent(Bank(values[start:end], bank.grads[start:end])) as lent, torch.set_grad_enabled(gradients):
+                lent.grads.zero_()
+                losses[start:end] = self._mean_losses(own, micro, group.round, None, backward=gradients)
+                bank.grads[start:end] = lent.grads
+        return losses.unsqueeze(1), bank.grads
+
+    @contextmanager
+    def _lent(self, bank: Bank) -> Iterator[Bank]:
+        """The model with the rows of a bank: all at once, or the one row at home, whose values and gradients come back after."""
+        if self.grouped:
+            with self.binding.group(bank):
+                yield bank
+            return
+        home = self.binding.home
+        before = home.values.clone(), home.grads.clone()
+        home.values.copy_(bank.values)
+        try:
+            yield home
+        finally:
+            home.values.copy_(before[0])
+            home.grads.copy_(before[1])
+
     def _one_by_one(self, work: _Work) -> None:
         home = self.binding.home
-        for k in range(len(work.members)):
+        for k in range(len(work.steps)):
             own = work.part(k, k + 1)
             home.values.copy_(own.bank.values)
             self._train(replace(own, bank=home))
@@ -163,36 +158,75 @@ class Trainer:
     def _train(self, work: _Work) -> None:
         """Train sorted members on the rows of a bank, in place."""
         optim = optimizer(self.local)
-        losses = torch.zeros(len(work.members[0].steps), len(work.members), device=work.bank.values.device)
-        step, active = 0, len(work.members)
+        losses = torch.zeros(work.steps[0], len(work.steps), device=work.bank.values.device)
+        fixed = work.bank.values.clone() if work.only is not None else None
+        step, active = 0, len(work.steps)
         while active:
             now = work.part(0, active)
-            with self.binding.group(now.bank) if work.bank is not self.binding.home else nullcontext():
-                while step < len(now.members[-1].steps):
+            lend: AbstractContextManager[None] = (
+                nullcontext() if work.bank is self.binding.home else self.binding.group(now.bank)
+            )
+            with lend:
+                while step < now.steps[-1]:
                     now.bank.grads.zero_()
-                    losses[step, :active] = self._backward(now.members, step, work.round)
+                    losses[step, :active] = self._backward(now.group, step)
+                    now.group.at = partial(self._elsewhere, now.group, step)
                     with torch.no_grad():
-                        g = clip_rows(now.bank.grads, self.local.clip) if self.local.clip else now.bank.grads
-                        g = work.rule.gradient(g, now.bank.values, now.anchor, now.state)
-                        optim.step(now.bank.values, g, now.memory, self._rates(now, step))
+                        self._move(now, optim, step)
+                        if work.only is not None and fixed is not None:
+                            torch.where(work.only, now.bank.values, fixed[:active], out=now.bank.values)
                     step += 1
-            while active and len(work.members[active - 1].steps) <= step:
+            while active and work.steps[active - 1] <= step:
                 active -= 1
-        self._report(work.members, losses.cpu(), work.round)
+        self._report(work, losses.cpu())
 
-    def _backward(self, members: Sequence[Member], step: int, round: int) -> Tensor:
+    def _move(self, work: _Work, optim: Any, step: int) -> None:
+        """One step of the optimizer along the rule's direction."""
+        g = work.bank.grads
+        if work.only is not None:
+            g = g.mul_(work.only)
+        if self.local.clip:
+            g = clip_rows(g, self.local.clip)
+        g = work.rule(g, work.bank.values, work.group)
+        if work.only is not None:
+            g = g * work.only
+        optim.step(work.bank.values, g, work.memory, self._rates(work, step))
+
+    def _backward(self, group: Group, step: int) -> Tensor:
         """Add each member's gradient of its mean loss over this step's micro-batches; returns the losses `[K]`."""
-        parts = [m.steps[step] for m in members]
+        parts = [m.steps[step % len(m.steps)] for m in group.members]
+        return self._mean_losses(group.members, parts, group.round, step)
+
+    def _elsewhere(self, group: Group, step: int, rows: Tensor, ahead: int = 0) -> Tensor:
+        """See `Group.at`."""
+        bank = Bank(rows.clone(memory_format=torch.contiguous_format), torch.zeros_like(rows))
+        with self._lent(bank) as lent, torch.enable_grad():
+            lent.grads.zero_()
+            self._backward(group, step + ahead)
+            return lent.grads.clone()
+
+    def _mean_losses(
+        self,
+        members: Sequence[Member],
+        parts: Sequence[list[Rows]],
+        round: int,
+        step: int | None,
+        backward: bool = True,
+    ) -> Tensor:
+        """`[K]`: each member's mean loss over its micro-batches, whose gradients are added up; without a step, without dropout."""
         batches = [self._collate(parts, i) for i in range(max(map(len, parts)))]
         device = self.binding.device
         items = torch.tensor([b.items for b in batches], dtype=torch.float32).sum(0).clamp_min(1).to(device)
         total = torch.zeros(len(members), device=device)
         for i, batch in enumerate(batches):
-            keys = [(self.seed, round, m.client, step * self.local.accumulate + i) for m in members]
-            blocks = [Block(k, r, t) for k, r, t in zip(keys, batch.rows, batch.lengths, strict=True)]
-            with self.binding.dropouts.active(blocks):
+            blocks: list[Block] = []
+            if step is not None:
+                keys = [(self.seed, round, m.client, step * self.local.accumulate + i) for m in members]
+                blocks = [Block(k, r, t) for k, r, t in zip(keys, batch.rows, batch.lengths, strict=True)]
+            with self.binding.dropouts.active(blocks) if blocks else nullcontext():
                 losses = self.task.losses(self.binding.model, batch.to(device)) / items
-                losses.sum().backward()  # type: ignore[no-untyped-call]
+                if backward:
+                    losses.sum().backward()  # type: ignore[no-untyped-call]
             total += losses.detach()
             for member, tokens, rows in zip(members, batch.tokens, batch.rows, strict=True):
                 member.tokens += tokens
@@ -205,37 +239,34 @@ class Trainer:
 
     def _rates(self, work: _Work, step: int) -> Tensor:
         """`[K, 1]`: each member's learning rate at this step."""
-        rate, schedule = self.local.lr * work.lr_factor, self.local.schedule
-        rates = [rate * factor(schedule, step, len(m.steps)) for m in work.members]
+        rates = [work.group.lr * factor(self.local.schedule, step, steps) for steps in work.steps]
         return torch.tensor(rates, device=self.binding.device).unsqueeze(1)
 
     def _check(self, work: _Work) -> None:
         """A last step can diverge with every loss finite: a row that is not finite is its member's failure."""
         finite = torch.isfinite(work.bank.values.sum(1)).tolist()
-        for member, whole in zip(work.members, finite, strict=True):
+        for member, steps, whole in zip(work.group.members, work.steps, finite, strict=True):
             if not whole and member.failure is None:
-                what = f"training diverged: the vector is not finite after the last of {len(member.steps)} steps"
-                member.failure = ClientError(member.client, work.round, what, fix=_DIVERGED)
+                what = f"training diverged: the vector is not finite after the last of {steps} steps"
+                member.failure = ClientError(member.client, work.group.round, what, fix=_DIVERGED)
 
-    def _report(self, members: Sequence[Member], losses: Tensor, round: int) -> None:
-        for k, member in enumerate(members):
-            own = losses[: len(member.steps), k]
+    def _report(self, work: _Work, losses: Tensor) -> None:
+        for k, (member, steps) in enumerate(zip(work.group.members, work.steps, strict=True)):
+            own = losses[:steps, k]
             bad = (~torch.isfinite(own)).nonzero()
-            if len(bad):
+            if len(bad) and member.failure is None:
                 step = int(bad[0])
-                rows = [int(r) for part in member.steps[step] for r in part][:8]
+                rows = [int(r) for part in member.steps[step % len(member.steps)] for r in part][:8]
                 member.failure = ClientError(
                     member.client,
-                    round,
-                    f"the loss was {own[step].item()} at step {step + 1} of {len(member.steps)}, on table rows {rows}",
+                    work.group.round,
+                    f"the loss was {own[step].item()} at step {step + 1} of {steps}, on table rows {rows}",
                     fix=_DIVERGED,
                 )
             member.loss = float(own.mean())
 
 
-def _picker(order: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """Rows in this order, as memory of their own; a gather is many times slower than the copy that mostly suffices."""
-    if list(order) == list(range(len(order))):
-        return lambda rows: rows.clone(memory_format=torch.contiguous_format)
-    index = torch.tensor(order)
-    return lambda rows: rows[index.to(rows.device)]
+def make_trainer(prepared: Prepared, grouped: bool) -> Trainer:
+    """The trainer of an experiment."""
+    experiment = prepared.experiment
+    return Trainer(prepared.binding, prepared.task, prepared.table, experiment.local, experiment.seed, grouped)

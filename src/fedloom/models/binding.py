@@ -69,13 +69,16 @@ class Binding:
         for name, view in values.items():
             leaves[name] = view.detach().requires_grad_()
             leaves[name].grad = grads[name]
+        before = [vars(site).get("forward") for site in self._sites]  # set where the model is lent already
         for site in self._sites:
             site.forward = self._grouped_forward(site, leaves)
         try:
             yield
         finally:
-            for site in self._sites:
+            for site, forward in zip(self._sites, before, strict=True):
                 del site.forward
+                if forward is not None:
+                    site.forward = forward
 
     def _grouped_forward(self, site: nn.Module, leaves: dict[str, Tensor]) -> Callable[..., Tensor]:
         def leaf(parameter: Tensor) -> Tensor:

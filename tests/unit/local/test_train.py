@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from fedloom.config.schema import Local
 from fedloom.local.batches import plan_steps, steps_of
-from fedloom.local.train import Member, Trainer
+from fedloom.local.group import Group, Member
+from fedloom.local.train import Trainer
 from fedloom.tasks.causal_lm import CausalLM
 from fedloom.tasks.classification import Classification
 from fedloom.vector.layout import Layout
@@ -47,11 +48,9 @@ class Tokenizer:
     pad_token_id = 0
 
 
-class Plain:
+def plain(g, w, group):
     """FedAvg's rule."""
-
-    def gradient(self, g, w, anchor, state):
-        return g
+    return g
 
 
 TABLE = FakeTable()
@@ -61,21 +60,29 @@ ROWS = [np.arange(0, 37), np.arange(37, 40), np.arange(40, 61), np.arange(61, 90
 def trainer(name, local, grouped, **options):
     task = Classification if name in CLASSIFIERS else CausalLM
     made = task(Tokenizer(), None, ["a", "b", "c"])
-    return Trainer(bound(name, **options), made, TABLE, local, 0, grouped)
+    t = Trainer(bound(name, **options), made, TABLE, local, 0, grouped)
+    t.start = t.binding.home.values.clone()  # training in place leaves its rows behind
+    return t
 
 
 def members(local):
-    return [
-        Member(f"c{k}", plan_steps(r, TABLE.lengths, local, seed=0, round=1, client=f"c{k}"))
+    made = [
+        Member(f"c{k}", plan_steps(r, TABLE.lengths, local, seed=0, round=1, client=f"c{k}"), r)
         for k, r in enumerate(ROWS)
     ]
+    return sorted(made, key=lambda m: -len(m.steps))
 
 
-def run(t, local, **options):
-    w = t.binding.home.values[0].clone()
-    who = members(local)
-    trained, memory = t.run(who, w.expand(len(who), -1), Plain(), {}, None, round=1, lr_factor=1.0, **options)
-    return w, trained, memory, who
+def open_group(t, local, who=None, rows=None, **options):
+    who = who or members(local)
+    rows = t.start.expand(len(who), -1) if rows is None else rows
+    return Group(trainer=t, members=who, anchor=rows.clone(), round=1, **options)
+
+
+def run(t, local, rule=plain, **options):
+    group = open_group(t, local)
+    trained = group.train(group.anchor, rule, **options)
+    return group.anchor[0], trained, group.members
 
 
 def twin(name, local, steps, w):
@@ -122,7 +129,7 @@ LOCALS = {
 @pytest.mark.parametrize("name", ["llama", "bert", "gpt2"])
 def test_equals_the_plain_loop(case, grouped, name):
     local = LOCALS[case]
-    start, trained, _, who = run(trainer(name, local, grouped), local)
+    start, trained, who = run(trainer(name, local, grouped), local)
     for k, member in enumerate(who):
         expected = twin(name, local, member.steps, start)
         assert (expected - start).abs().max() > 1e-4
@@ -135,12 +142,12 @@ def test_equals_the_plain_loop(case, grouped, name):
 def test_grouped_equals_in_place_with_dropout_on_ragged_clients(name):
     local = Local(optimizer="sgd", lr=0.05, epochs=1, batch_size=4)
     options = {"dropout": 0.3, "base_dropout": True}
-    _, a, _, left = run(trainer(name, local, True, **options), local)
-    start, b, _, right = run(trainer(name, local, False, **options), local)
-    _, without, _, _ = run(trainer(name, local, True), local)
+    _, a, left = run(trainer(name, local, True, **options), local)
+    start, b, right = run(trainer(name, local, False, **options), local)
+    _, without, _ = run(trainer(name, local, True), local)
     torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     assert (a - without).abs().max() > 1e-4 < (a - start).abs().max()
-    assert [m.tokens for m in left] == [m.tokens for m in right] == [int(TABLE.lengths[r].sum()) for r in ROWS]
+    assert [m.tokens for m in left] == [m.tokens for m in right] == [int(TABLE.lengths[m.rows].sum()) for m in left]
     assert [m.loss for m in left] == pytest.approx([m.loss for m in right], rel=1e-4)
 
 
@@ -148,43 +155,91 @@ def test_accumulation_is_one_big_batch():
     """Three batches of three weigh every token alike, as one batch of nine does, though their token counts differ."""
     small = Local(optimizer="sgd", lr=0.1, steps=2, batch_size=3, accumulate=3)
     big = Local(optimizer="sgd", lr=0.1, steps=2, batch_size=9)
-    _, a, _, _ = run(trainer("llama", small, True), small)
-    _, b, _, _ = run(trainer("llama", big, True), big)
+    _, a, _ = run(trainer("llama", small, True), small)
+    _, b, _ = run(trainer("llama", big, True), big)
     torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
 def test_inputs_are_untouched():
     local = LOCALS["adamw, clip"]
-    t = trainer("llama", local, True)
-    rows = t.binding.home.values.repeat(4, 1)
-    before = rows.clone()
-    t.run(members(local), rows, Plain(), {}, None, round=1, lr_factor=1.0)
-    assert torch.equal(rows, before)
-
-
-def test_order_of_members_changes_nothing():
-    local = LOCALS["momentum, epochs, ragged"]
-    t = trainer("bert", local, True)
-    w = t.binding.home.values[0].clone()
-    forward, backward = members(local), members(local)[::-1]
-    a, _ = t.run(forward, w.expand(4, -1), Plain(), {}, None, round=1, lr_factor=1.0)
-    b, _ = t.run(backward, w.expand(4, -1), Plain(), {}, None, round=1, lr_factor=1.0)
-    torch.testing.assert_close(a, b.flip(0), rtol=0, atol=1e-6)
+    group = open_group(trainer("llama", local, True), local)
+    before = group.anchor.clone()
+    group.train(group.anchor, plain)
+    assert torch.equal(group.anchor, before)
 
 
 def test_kept_optimizer_state_goes_on():
     """Two rounds of two steps that keep Adam's averages are four steps in one round."""
     local = Local(optimizer="adamw", lr=0.01, steps=4, batch_size=4)
-    t = trainer("llama", local, True)
-    w = t.binding.home.values[0].clone()
-    who = members(local)
-    whole, _ = t.run(who, w.expand(4, -1), Plain(), {}, None, round=1, lr_factor=1.0)
-    halves = [replace(m, steps=m.steps[:2]) for m in who], [replace(m, steps=m.steps[2:]) for m in who]
-    half, memory = t.run(halves[0], w.expand(4, -1), Plain(), {}, None, round=1, lr_factor=1.0)
-    kept, _ = t.run(halves[1], half, Plain(), {}, memory, round=1, lr_factor=1.0)
-    fresh, _ = t.run(halves[1], half, Plain(), {}, None, round=1, lr_factor=1.0)
+    t, who = trainer("llama", local, True), members(local)
+    whole = run(t, local)[1]
+    first, second = [replace(m, steps=m.steps[:2]) for m in who], [replace(m, steps=m.steps[2:]) for m in who]
+    group = open_group(t, local, first)
+    half = group.train(group.anchor, plain)
+    kept = open_group(t, local, second, half, memory=group.memory).train(half, plain)
+    fresh = open_group(t, local, second, half).train(half, plain)
     torch.testing.assert_close(kept, whole, rtol=0, atol=1e-6)
     assert (fresh - whole).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_only_the_chosen_entries_move(grouped):
+    """Weight decay and momentum would move the others too, and their gradients would count in the clipped norm."""
+    local = Local(optimizer="adamw", lr=0.01, weight_decay=0.1, clip=0.05, epochs=1, batch_size=4)
+    t = trainer("bert", local, grouped)
+    chosen = t.binding.layout.mask(lambda s: s.role == "lora_B")
+    start, trained, _ = run(t, local, only=chosen)
+    assert torch.equal(trained[:, ~chosen], start[~chosen].expand(4, -1))
+    assert ((trained - start)[:, chosen].abs().amax(1) > 1e-4).all()
+    assert (trained - run(t, local)[1])[:, chosen].abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_steps_go_round_the_batches(grouped):
+    """Seven steps over three batches are those three, again, and the first."""
+    local = Local(optimizer="sgd", lr=0.1, steps=3, batch_size=4)
+    t, who = trainer("llama", local, grouped), members(local)
+    longer = [replace(m, steps=[m.steps[i % 3] for i in range(7)]) for m in who]
+    group = open_group(t, local, longer)
+    torch.testing.assert_close(run(t, local, steps=7)[1], group.train(group.anchor, plain), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_gradient_elsewhere_on_the_batch_of_the_step(grouped):
+    """At the present rows it is the step's gradient, one step ahead the next one's; asking changes nothing in the training."""
+    local = Local(optimizer="sgd", lr=0.1, epochs=1, batch_size=5)
+    t, seen = trainer("bert", local, grouped), []
+
+    def rule(g, w, group):
+        assert (group.anchor.shape, len(group)) == (w.shape, len(w))
+        torch.testing.assert_close(group.at(w), g, rtol=0, atol=1e-6)
+        seen.append((group.members[0].client, g[0].clone(), group.at(group.anchor[: len(w)], ahead=1)[0]))
+        return g
+
+    _, watched, _ = run(t, local, rule)
+    torch.testing.assert_close(watched, run(t, local)[1], rtol=0, atol=1e-6)
+    first = [entry for entry in seen if entry[0] == seen[0][0]]
+    alone = replace(members(local)[0], steps=members(local)[0].steps[1:2])
+    group, second = open_group(t, local, [alone]), []
+    group.train(group.anchor, lambda g, w, _: second.append(g.clone()) or g)
+    torch.testing.assert_close(first[0][2], second[0][0], rtol=0, atol=1e-6)
+    assert (first[0][1] - first[0][2]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_losses_and_gradients_over_all_rows(grouped):
+    """They are those of one batch that holds all of a client's rows."""
+    local = Local(optimizer="sgd", lr=0.1, epochs=1, batch_size=5)
+    whole = Local(optimizer="sgd", lr=0.1, epochs=1, batch_size=100)
+    t = trainer("llama", local, grouped)
+    group, seen = open_group(t, local), {}
+    losses, gradients = group.losses(group.anchor), group.gradients(group.anchor)
+    for k, member in enumerate(group.members):
+        alone = [Member(member.client, plan_steps(member.rows, TABLE.lengths, whole, seed=0, round=1, client="x"))]
+        big = open_group(trainer("llama", whole, grouped), whole, alone)
+        big.train(big.anchor, lambda g, w, _, name=member.client: seen.update({name: g.clone()}) or g)
+        assert losses[k].item() == pytest.approx(alone[0].loss, rel=1e-5)
+        torch.testing.assert_close(gradients[k], seen[member.client][0], rtol=0, atol=1e-6)
 
 
 def test_plans_cover_every_row_once_an_epoch():

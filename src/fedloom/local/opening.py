@@ -1,0 +1,88 @@
+"""Opening a group: every client's start, from the server's vector and what the client kept; and what it keeps afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedloom.local.group import Group, State
+from fedloom.local.prepare import Prepared
+from fedloom.local.store import ClientStore
+from fedloom.local.train import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["kept_state", "open_group"]
+
+
+def open_group(
+    prepared: Prepared,
+    store: ClientStore,
+    trainer: Trainer,
+    clients: Sequence[int],
+    w: Tensor,
+    server: Mapping[str, Tensor],
+    *,
+    round: int,
+    before: int,
+    lr_factor: float = 1.0,
+) -> tuple[Group, list[int]]:
+    """The group of these clients in a round, with their state as it was before round `before`; and the clients in its order."""
+    algorithm, layout, device = prepared.algorithm, prepared.binding.layout, prepared.binding.device
+    planned = {k: trainer.member(prepared.train, k, round, prepared.step_scale) for k in clients}
+    order = sorted(clients, key=lambda k: -len(planned[k].steps))  # stable: those alike stay in the order given
+    private = algorithm.private(layout)
+    fresh = algorithm.client_state(w, layout)
+    if private is not None:
+        fresh["private"] = w[private]
+    keeps = prepared.experiment.local.optimizer_state == "keep"
+    states = [store.load(prepared.train.clients[k], before) or {} if fresh or keeps else {} for k in order]
+    state = {key: torch.stack([s.get(key, fresh[key]) for s in states]).to(device) for key in fresh}
+    anchor = w.to(device).expand(len(order), -1)
+    if private is not None:
+        anchor = anchor.clone()
+        anchor[:, private] = state["private"]
+    trains = algorithm.trains(layout, round)
+    group = Group(
+        trainer=trainer,
+        members=[planned[k] for k in order],
+        anchor=anchor,
+        round=round,
+        state=state,
+        server={key: value.to(device) for key, value in server.items()},
+        trains=None if trains is None else trains.to(device),
+        lr_factor=lr_factor,
+        total=len(prepared.train),
+    )
+    if keeps:
+        group.memory = _memories(trainer, states, anchor)
+    return group, order
+
+
+def _memories(trainer: Trainer, states: Sequence[State], anchor: Tensor) -> dict[str, State]:
+    """The states of the optimizers that clients kept, by optimizer; a client's first round starts afresh."""
+    fresh = trainer.fresh_memory(anchor[:1])
+    names = sorted({key.split(".")[1] for s in states for key in s if key.startswith("optimizer.")})
+    return {
+        name: {
+            key: torch.stack([s.get(f"optimizer.{name}.{key}", first[0].cpu()) for s in states]).to(anchor.device)
+            for key, first in fresh.items()
+        }
+        for name in names
+    }
+
+
+def kept_state(prepared: Prepared, group: Group, trained: Tensor, kept: State, k: int) -> State:
+    """What the k-th client of a group keeps after its round."""
+    state = {name: values[k] for name, values in kept.items()}
+    private = prepared.algorithm.private(group.layout)
+    if private is not None:
+        state["private"] = trained[k][private]
+    if prepared.experiment.local.optimizer_state == "keep":
+        for name, memory in group.memory.items():
+            state |= {f"optimizer.{name}.{key}": values[k] for key, values in memory.items()}
+    return state
