@@ -180,7 +180,7 @@ def one_round(federation: Federation) -> Tensor:
 
     w = federation.prepared.initial.clone()
     totals = {"bytes_up": 0, "bytes_down": 0, "tokens": 0}
-    federation.progress = Progress(0, w, federation.algorithm.server_state(w), totals=totals)
+    federation.progress = Progress(0, w, federation.algorithm.server_state(w, federation.layout), totals=totals)
     federation.round(1)
     return federation.progress.w
 

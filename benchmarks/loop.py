@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from torch import Tensor, nn
 
 from fedloom.data.partition import Partition
 from fedloom.federation import Federation
-from fedloom.local.train import Member, Trainer
+from fedloom.local.group import Group, Member
+from fedloom.local.train import Trainer
 
 TOLERANCE = 1e-6
 Array = NDArray[np.float32]
@@ -46,11 +46,11 @@ class Untrained(Trainer):
         """A member with one step of nothing: planning batches is part of training."""
         return Member(partition.clients[client], [[]])
 
-    def run(self, members: Sequence[Member], *_: Any, **__: Any) -> Any:
+    def train(self, group: Group, *_: Any, **__: Any) -> Tensor:
         """Each member of a group gets its own of the rows."""
-        for member in members:
+        for member in group.members:
             member.loss, member.tokens, member.samples = 1.0, 1, 1
-        return self.rows[: len(members)], {}
+        return self.rows[: len(group)]
 
 
 def without_training(federation: Federation) -> Array:

@@ -47,6 +47,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, base: Path | None =
         path,
         overrides,
         algorithm=lambda name: algorithms.resolve(name, base),
+        clash=algorithms.clash,
         task=lambda name: tasks.describe(name, base),
         sample=check_sample,
         base=base,
@@ -57,8 +58,7 @@ def prepare(experiment: Experiment) -> Prepared:
     """The experiment with its model, data and partition loaded."""
     from fedloom.local.prepare import prepare as prepare_with
 
-    options = dict(experiment.algorithm)
-    algorithm = algorithms.resolve(options.pop("name"), experiment.base)(**options)
+    algorithm = algorithms.build(experiment.algorithm, experiment.base)
     prepared = prepare_with(experiment, algorithm)
     return prepared.with_algorithm(algorithm)
 

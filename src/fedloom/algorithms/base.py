@@ -9,8 +9,8 @@ n is the length of the trainable vector, K the clients of a group; what a client
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedloom.aggregation.mean import Mean
-    from fedloom.local.group import Group
+    from fedloom.config.schema import Experiment
+    from fedloom.local.group import Group, Rule
     from fedloom.vector.layout import Layout
 
     State = dict[str, Tensor]
@@ -59,6 +60,8 @@ class Algorithm(BaseModel):
     """Where in the paper the formula stands."""
     family: ClassVar[str] = "federated optimisation"
     cost: ClassVar[Cost] = Cost()
+    signature: ClassVar[Mapping[str, Any]] = {}
+    """What `examples/toy/experiment.yaml` is run with to show the paper's main experiment at toy scale: {"local.steps": 20}."""
     roles: ClassVar[frozenset[str]] = frozenset()
     """What only one method of a composition may decide: "server step", "local rule", "factors", "personal", ..."""
     personal: ClassVar[bool] = False
@@ -69,6 +72,10 @@ class Algorithm(BaseModel):
     """Whether all clients' rows are pooled into one client first."""
     unweighted: ClassVar[frozenset[str]] = frozenset()
     """The uploads of which the server takes the plain mean over clients, whatever they weigh."""
+
+    def check(self, experiment: Experiment) -> Iterator[tuple[str, str, str]]:
+        """Settings with which the method is not what its paper says: (key, what is wrong, how to mend it)."""
+        yield from ()
 
     def client_state(self, w: Tensor, layout: Layout) -> State:
         """What a client keeps between rounds, as it is before its first round from the server's vector `w`, `[n]`."""
@@ -95,9 +102,9 @@ class Algorithm(BaseModel):
         """What goes to the clients beside the vector; they find it in `group.server`."""
         return {}
 
-    def train(self, group: Group) -> Tensor:
-        """`[K, n]`: where the clients end that start from `group.anchor`."""
-        return group.train(group.anchor, self.gradient)
+    def train(self, group: Group, rule: Rule) -> Tensor:
+        """`[K, n]`: where the clients end that start from `group.anchor`; `rule` is `gradient`, of all methods composed."""
+        return group.train(group.anchor, rule)
 
     def gradient(self, g: Tensor, w: Tensor, group: Group) -> Tensor:
         """`[K, n]`: the direction of a local step, from the gradient at the present rows `w`."""

@@ -79,7 +79,7 @@ def _measure_step(prepared: Prepared, group: list[int], grouped: bool) -> tuple[
         try:
             opened, _ = open_group(prepared, store, trainer, clients, initial, beside, round=1, before=1, lr_factor=0.0)
             opened.members = members
-            prepared.algorithm.train(opened)
+            prepared.algorithm.train(opened, prepared.algorithm.gradient)
         except Exception as error:  # the model may be anyone's
             what = f"a step of training fails: {type(error).__name__}: {error}"
             raise ModelError(what, where="model", fix="check that the model fits the task") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -23,6 +23,7 @@ __all__ = ["dump", "load"]
 
 S = TypeVar("S", bound=BaseModel)
 T = TypeVar("T")
+Clash = Callable[[Sequence[Any]], str | None]
 
 
 def load(
@@ -31,13 +32,15 @@ def load(
     *,
     algorithm: Callable[[str], type[BaseModel]],
     task: Callable[[str], TaskInfo],
+    clash: Clash = lambda _: None,
     sample: Callable[[str, Literal["model", "dataset"]], SampleInfo] | None = None,
     base: Path | None = None,
 ) -> Experiment:
     """The experiment of a YAML file with `key.sub=value` overrides applied.
 
     algorithm, task and sample turn a name into the algorithm's options, the task's facts and the facts of a packaged
-    sample of a kind; each raises FedloomError for a name that does not exist. Relative paths start from `base`, by
+    sample of a kind; each raises FedloomError for a name that does not exist. clash says why methods cannot go together, if they
+    cannot. Relative paths start from `base`, by
     default the file's own folder. No weight and no row is read.
 
     Raises:
@@ -54,7 +57,7 @@ def load(
 
     experiment, faulty = _experiment(document)
     experiment._base = base
-    options = _algorithm(document, algorithm) if ("algorithm",) not in faulty else None
+    methods = _algorithm(document, algorithm, clash) if ("algorithm",) not in faulty else None
     info = None
     if "model" in data and not faulty & {("model",), ("model", "task")}:
         info = _ask(document, ("model", "task"), lambda: task(experiment.model.task))
@@ -62,11 +65,19 @@ def load(
     for finding in check(experiment, facts, RULES):
         document.report(tuple(finding.key.split(".")), finding.what, finding.fix)
 
+    for method in methods[1] if methods and not faulty else []:
+        for key, what, fix in getattr(method, "check", _no_checks)(experiment):
+            document.report(tuple(key.split(".")), what, fix)
+
     if document.mistakes:
         unique = dict.fromkeys(document.mistakes)
         raise ConfigError(str(path), sorted(unique, key=lambda mistake: (mistake.line == 0, mistake.line)))
-    assert options is not None
-    return experiment.model_copy(update={"algorithm": options})
+    assert methods is not None
+    return experiment.model_copy(update={"algorithm": methods[0]})
+
+
+def _no_checks(_: Experiment) -> Iterable[tuple[str, str, str]]:
+    return ()
 
 
 def dump(experiment: Experiment) -> str:
@@ -195,10 +206,39 @@ def _ask(document: Document, place: Place, question: Callable[[], T]) -> T | Non
         return None
 
 
-def _algorithm(document: Document, lookup: Callable[[str], type[BaseModel]]) -> dict[str, Any] | None:
-    """The algorithm's name and all its options, checked; None when there was a mistake."""
+def _algorithm(
+    document: Document, lookup: Callable[[str], type[BaseModel]], clash: Clash
+) -> tuple[dict[str, Any], list[BaseModel]] | None:
+    """The algorithm's name and all its options, and those of the methods it goes with, checked; None when there was a mistake."""
     given = document.data.get("algorithm", Experiment.model_fields["algorithm"].default)
     place: Place = ("algorithm",)
+    others = given.get("with", [])
+    others = others if isinstance(others, list) else [others]
+    found = [_method(document, {k: v for k, v in given.items() if k != "with"}, place, lookup)]
+    for i, other in enumerate(others):
+        spec = {"name": other} if isinstance(other, str) else other
+        if not isinstance(spec, dict):
+            fix = "Write `with: fedadam`, or `with: [{name: fedadam, lr: 0.01}]`"
+            document.report((*place, "with"), f"{other!r} is no method", fix)
+            return None
+        found.append(
+            _method(
+                document, spec, (*place, "with", i) if isinstance(given["with"], list) else (*place, "with"), lookup
+            )
+        )
+    if any(method is None for method in found):
+        return None
+    specs, models = zip(*(method for method in found if method), strict=True)
+    if why := clash([type(model) for model in models]):
+        document.report((*place, "with"), f"these methods cannot go together: {why}", "Take one of them out")
+        return None
+    return (specs[0] | {"with": list(specs[1:])} if len(specs) > 1 else specs[0]), list(models)
+
+
+def _method(
+    document: Document, given: Mapping[str, Any], place: Place, lookup: Callable[[str], type[BaseModel]]
+) -> tuple[dict[str, Any], BaseModel] | None:
+    """A method's name and all its options, checked; None when there was a mistake."""
     name = given.get("name")
     if not isinstance(name, str) or not name:
         what = (
@@ -220,4 +260,4 @@ def _algorithm(document: Document, lookup: Callable[[str], type[BaseModel]]) -> 
     except ValidationError as error:
         translate(error, options, document, place)
         return None
-    return None if unknown else {"name": name, **model.model_dump()}
+    return None if unknown else ({"name": name, **model.model_dump()}, model)

@@ -97,7 +97,7 @@ def _run(
         prepared, store, trainer, clients, work.w, work.server,
         round=work.round, before=work.round, lr_factor=work.lr_factor,
     )  # fmt: skip
-    trained = algorithm.train(group)
+    trained = algorithm.train(group, algorithm.gradient)
     delta = torch.sub(trained, group.anchor, out=trainer.room("gradients", trained))
     uploads, kept = algorithm.upload(delta, trained, group)
     uploads = {name: values.cpu() for name, values in uploads.items()}

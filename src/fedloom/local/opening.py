@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedloom.errors import CheckpointError
 from fedloom.local.group import Group, State
 from fedloom.local.prepare import Prepared
 from fedloom.local.store import ClientStore
@@ -41,6 +42,8 @@ def open_group(
         fresh["private"] = w[private]
     keeps = prepared.experiment.local.optimizer_state == "keep"
     states = [store.load(prepared.train.clients[k], before) or {} if fresh or keeps else {} for k in order]
+    for k, own in zip(order, states, strict=True):
+        _check_fits(prepared.train.clients[k], own, fresh)
     state = {key: torch.stack([s.get(key, fresh[key]) for s in states]).to(device) for key in fresh}
     anchor = w.to(device).expand(len(order), -1)
     if private is not None:
@@ -61,6 +64,16 @@ def open_group(
     if keeps:
         group.memory = _memories(trainer, states, anchor)
     return group, order
+
+
+def _check_fits(client: str, own: State, fresh: State) -> None:
+    for key, value in own.items():
+        if key in fresh and value.shape != fresh[key].shape:
+            raise CheckpointError(
+                f"the state of client {client!r} is of another layout",
+                why=f"its {key!r} has shape {list(value.shape)}, this model's has {list(fresh[key].shape)}",
+                fix="resume with the model, adapter and algorithm it was made with",
+            )
 
 
 def _memories(trainer: Trainer, states: Sequence[State], anchor: Tensor) -> dict[str, State]:

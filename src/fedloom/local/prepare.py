@@ -95,6 +95,10 @@ def prepare(experiment: Experiment, algorithm: Algorithm) -> Prepared:
     digest = fingerprint(adapted)
     binding = Binding(adapted.to(device), base_dropout=experiment.model.dropout)
     initial = binding.home.values[0].cpu().clone()
+    (
+        algorithm.private(binding.layout),
+        algorithm.trains(binding.layout, 1),
+    )  # a pattern that matches nothing is refused now
     return Prepared(**vars(data), algorithm=algorithm, binding=binding, base=digest, initial=initial)
 
 

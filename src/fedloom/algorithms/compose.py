@@ -1,0 +1,122 @@
+"""Several methods as one: what each states is done one after the other, in the order given.
+
+States and uploads are united; the gradient, the update and the server's step pass through every method. What only one of them may
+decide (`roles`) is checked when the experiment is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from fedloom.algorithms.base import Algorithm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedloom.aggregation.mean import Mean
+    from fedloom.algorithms.base import Aggregate, Round, State
+    from fedloom.config.schema import Experiment
+    from fedloom.local.group import Group, Rule
+    from fedloom.vector.layout import Layout
+
+__all__ = ["Composition", "clash", "compose"]
+
+
+def clash(methods: Sequence[type[Algorithm]]) -> str | None:
+    """Why these methods cannot go together, or None: no two may decide the same thing."""
+    for i, one in enumerate(methods):
+        for other in methods[:i]:
+            alone = next((m for m in (one, other) if "everything" in m.roles), None)
+            if alone:
+                return f"{alone.title} goes with no other method"
+            if both := sorted(one.roles & other.roles):
+                return f"{other.title} and {one.title} both decide the {both[0]}"
+    return None
+
+
+def compose(methods: Sequence[Algorithm]) -> Algorithm:
+    """One algorithm of these."""
+    if len(methods) == 1:
+        return methods[0]
+    facts = {
+        "title": " with ".join(m.title for m in methods),
+        "paper": "; ".join(m.paper for m in methods),
+        "roles": frozenset().union(*(m.roles for m in methods)),
+        "personal": any(m.personal for m in methods),
+        "unweighted": frozenset().union(*(m.unweighted for m in methods)),
+    }
+    kind: type[Composition] = type("Composition", (Composition,), facts | {"__module__": __name__})
+    return kind(methods=tuple(methods))
+
+
+class Composition(Algorithm):
+    """The parts of several methods."""
+
+    methods: tuple[Algorithm, ...]
+
+    def check(self, experiment: Experiment) -> Iterator[tuple[str, str, str]]:
+        for method in self.methods:
+            yield from method.check(experiment)
+
+    def client_state(self, w: Tensor, layout: Layout) -> State:
+        return _united(m.client_state(w, layout) for m in self.methods)
+
+    def server_state(self, w: Tensor, layout: Layout) -> State:
+        return _united(m.server_state(w, layout) for m in self.methods)
+
+    def private(self, layout: Layout) -> Tensor | None:
+        return _masks([m.private(layout) for m in self.methods], lambda a, b: a | b)
+
+    def trains(self, layout: Layout, round: int) -> Tensor | None:
+        return _masks([m.trains(layout, round) for m in self.methods], lambda a, b: a & b)
+
+    def receives(self, layout: Layout, round: int) -> Tensor | None:
+        return _masks([m.receives(layout, round) for m in self.methods], lambda a, b: a & b)
+
+    def broadcast(self, w: Tensor, server: State) -> State:
+        return _united(m.broadcast(w, server) for m in self.methods)
+
+    def train(self, group: Group, rule: Rule) -> Tensor:
+        return self._owner("train").train(group, rule)
+
+    def gradient(self, g: Tensor, w: Tensor, group: Group) -> Tensor:
+        for method in self.methods:
+            g = method.gradient(g, w, group)
+        return g
+
+    def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
+        uploads: State = {"delta": delta}
+        kept: State = {}
+        for method in self.methods:
+            sent, own = method.upload(uploads["delta"], w, group)
+            uploads, kept = uploads | sent, kept | own
+        return uploads, kept
+
+    def judged(self, group: Group) -> Tensor:
+        return self._owner("judged").judged(group)
+
+    def combine(self, layout: Layout) -> Mean:
+        owner = self._owner("combine")
+        return owner.combine(layout) if type(owner).combine is not Algorithm.combine else super().combine(layout)
+
+    def apply(self, w: Tensor, aggregate: Aggregate, server: State, round: Round) -> tuple[Tensor, State]:
+        step = aggregate["delta"]
+        for method in self.methods:
+            step, server = method.apply(w, {**aggregate, "delta": step}, server, round)
+        return step, server
+
+    def _owner(self, part: str) -> Algorithm:
+        """The method that states a part of its own; roles see to it that there is at most one."""
+        stated = [m for m in self.methods if getattr(type(m), part) is not getattr(Algorithm, part)]
+        return stated[0] if stated else self.methods[0]
+
+
+def _united(states: Iterator[State]) -> State:
+    return reduce(lambda a, b: a | b, states, {})
+
+
+def _masks(masks: Sequence[Tensor | None], join: Callable[[Any, Any], Any]) -> Tensor | None:
+    stated = [mask for mask in masks if mask is not None]
+    return reduce(join, stated) if stated else None
