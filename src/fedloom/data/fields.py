@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedloom.errors import DataError, nearest
 
@@ -39,19 +40,23 @@ def check_fields(
             raise _no_column(ours, where, columns)
 
 
-def map_fields(row: Row, fields: Mapping[str, str], required: Sequence[str], optional: Sequence[str]) -> dict[str, str]:
+def map_fields(
+    row: Row, fields: Mapping[str, str], required: Sequence[str], optional: Sequence[str], lists: Sequence[str] = ()
+) -> dict[str, Any]:
     """The row's values under the task's names; a field that is not mapped is read from the column of its own name.
 
-    A missing, null or empty optional value is "". Raises DataError for an empty required value, and for a value that
-    is no text.
+    A missing, null or empty optional value is "". The fields in `lists` may also hold a list or a mapping, and be empty. Raises
+    DataError for an empty required value, and for a value that is no text.
     """
-    mapped: dict[str, str] = {}
+    mapped: dict[str, Any] = {}
     for ours in (*required, *optional):
         theirs = fields.get(ours, ours)
-        mapped[ours] = as_text(row.values.get(theirs), theirs, row.where)
+        value = row.values.get(theirs)
+        nested = ours in lists and isinstance(value, list | tuple | Mapping)
+        mapped[ours] = value if nested else as_text(value, theirs, row.where)
     for ours in required:
-        if not mapped[ours].strip():
-            theirs = fields.get(ours, ours)
+        theirs = fields.get(ours, ours)
+        if (ours not in lists and not mapped[ours].strip()) or theirs not in row.values:
             if theirs not in row.values:
                 raise _no_column(ours, row.where, list(row.values), theirs)
             raise DataError(f"the column {theirs!r} is empty", where=row.where, why=f"the field {ours!r} is required")

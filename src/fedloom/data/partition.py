@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedloom.config import schema
+from fedloom.data.fednlp import read_partition
 from fedloom.data.table import ROW
 from fedloom.errors import DataError
 from fedloom.vector.streams import stream, stream_seed
 
-__all__ = ["Columns", "Partition", "Rows", "describe", "hold_out", "partition_rows", "split_validation"]
+__all__ = ["Columns", "Partition", "Rows", "deal", "describe", "hold_out", "partition_rows", "split_validation"]
 
 Rows = NDArray[np.int64]
 
@@ -68,6 +69,29 @@ class Partition:
         for part in (self.offsets, self.indices):
             summary.update(np.ascontiguousarray(part, dtype="<i8").data)
         return summary.hexdigest()
+
+
+def deal(
+    data: schema.Data,
+    rows: Rows,
+    table: Columns,
+    *,
+    seed: int,
+    base: Path,
+    label: str | None = None,
+    strata: NDArray[np.integer[Any]] | None = None,
+) -> tuple[Rows, Partition, Partition]:
+    """The held-out rows, and of each client the rows it trains on and those of its own evaluation.
+
+    strata: the code of each of `rows` by which the held-out ones are stratified. Raises DataError as `partition_rows` does.
+    """
+    if isinstance(data.partition, schema.GivenPartition) and data.partition.method is not None:
+        train, validation = _given_with_tests(data.partition, data.partition.method, rows, table, base)
+        _check_sizes(train, data.min_rows, data.partition)
+        return np.sort(validation.indices), train, validation
+    rest, held_out = hold_out(rows, data.held_out, seed, labels=strata)
+    whole = partition_rows(data.partition, rest, table, seed=seed, base=base, label=label, min_rows=data.min_rows)
+    return held_out, *split_validation(whole, data.validation, seed)
 
 
 def partition_rows(
@@ -214,17 +238,49 @@ def _given(spec: schema.GivenPartition, rows: Rows, table: Columns, base: Path) 
         raise DataError('it must be {"client id": [row, ...], ...}', where=where)
     holder = np.full(total, -1, dtype=np.int64)
     for k, (name, own) in enumerate(given.items()):
-        numbers = _row_numbers(own, total, f"{where}, client {name!r}")
-        unique, times = np.unique(numbers, return_counts=True)
-        if len(twice := unique[(times > 1) | (holder[unique] >= 0)]):
-            raise DataError(f"row {twice[0]} is given more than once", where=f"{where}, client {name!r}")
-        holder[numbers] = k
-    owner = holder[table.column(ROW)[rows]]
+        _claim(holder, _row_numbers(own, total, f"{where}, client {name!r}"), k, f"{where}, client {name!r}")
+    return list(given), _owners(holder, rows, table, where)
+
+
+def _given_with_tests(
+    spec: schema.GivenPartition, method: str, rows: Rows, table: Columns, base: Path
+) -> tuple[Partition, Partition]:
+    """A partition of a FedNLP file: who trains on which rows, and is tested on which. Rows that could not be used may be
+    named; they are skipped.
+    """
+    path = base / Path(spec.file).expanduser()
+    clients, total = read_partition(path, method), table.source_rows
+    holder = np.full(total, -1, dtype=np.int64)
+    for k, (name, own) in enumerate(clients.items()):
+        for part, split in enumerate(("train", "test")):
+            where = f"{path.name}, client {name!r}, {split}"
+            if len(wrong := own[split][(own[split] < 0) | (own[split] >= total)]):
+                fix = f"Rows are counted from 0 to {total - 1}: is it the partition of another data file?"
+                raise DataError(f"{wrong[0]} is not a row", where=where, fix=fix)
+            _claim(holder, own[split], 2 * k + part, where)
+    owner = _owners(holder, rows, table, path.name)
+    train, test = (_gather(list(clients), owner[own] // 2, rows[own]) for own in (owner % 2 == 0, owner % 2 == 1))
+    if not len(test.indices):
+        fix = "Write a JSON partition, from which rows are held out: partition: {kind: given, file: clients.json}"
+        raise DataError(f"the method {method!r} has no test rows to judge a model on", where=path.name, fix=fix)
+    return train, test
+
+
+def _claim(holder: Rows, numbers: Rows, owner: int, where: str) -> None:
+    """Note an owner of rows that have none yet."""
+    unique, times = np.unique(numbers, return_counts=True)
+    if len(twice := unique[(times > 1) | (holder[unique] >= 0)]):
+        raise DataError(f"row {twice[0]} is given more than once", where=where)
+    holder[numbers] = owner
+
+
+def _owners(holder: Rows, rows: Rows, table: Columns, where: str) -> Rows:
+    owner: Rows = holder[table.column(ROW)[rows]]
     if (left := int((owner < 0).sum())) > 0:
         row = int(table.column(ROW)[rows[owner < 0][0]])
         fix = "Give every row to a client, or leave rows out with data.where"
         raise DataError(f"{left} rows belong to no client, the first is row {row}", where=where, fix=fix)
-    return list(given), owner
+    return owner
 
 
 def _row_numbers(own: list[object], total: int, where: str) -> Rows:

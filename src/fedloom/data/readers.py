@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedloom.data import fednlp
 from fedloom.data.fields import Row
 from fedloom.errors import DataError
 
@@ -133,6 +134,7 @@ FILE_READERS: Mapping[str, FileReader] = {
     ".jsonl": jsonl_rows,
     ".csv": csv_rows,
     ".parquet": parquet_rows,
+    **dict.fromkeys(fednlp.SUFFIXES, fednlp.fednlp_rows),
 }
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from fedloom.config.reference import is_reference, line_of, load_attribute
 from fedloom.config.schema import Data
+from fedloom.data.fednlp import fednlp_columns, fednlp_rows
 from fedloom.data.fetch import fetch
 from fedloom.data.fields import Row, as_text, check_fields, map_fields
-from fedloom.data.readers import FILE_READERS, dataset_rows, parquet_columns, parquet_rows
+from fedloom.data.readers import FILE_READERS, FileReader, dataset_rows, parquet_columns, parquet_rows
 from fedloom.data.samples import check_sample, is_sample
 from fedloom.errors import DataError, nearest
 
@@ -28,6 +29,12 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 # Objects of a JSON file need not have the same keys: so many are looked at to know the columns.
 _LOOK_AHEAD = 1000
+
+# Files that say what their columns are.
+_COLUMNS: Mapping[FileReader, Callable[[Path], tuple[str, ...]]] = {
+    parquet_rows: parquet_columns,
+    fednlp_rows: fednlp_columns,
+}
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ def _file(path: Path) -> Source:
     reader = FILE_READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path.name} is of no kind that can be read", fix=f"Kinds: {', '.join(FILE_READERS)}")
-    columns = parquet_columns(path) if reader is parquet_rows else _columns_of(reader(path))
+    columns = _COLUMNS[reader](path) if reader in _COLUMNS else _columns_of(reader(path))
 
     def digest() -> str:
         with path.open("rb") as file:

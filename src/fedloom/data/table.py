@@ -134,7 +134,7 @@ def build_table(
     source: Source,
     encode: Encode,
     *,
-    map: Callable[[Row], Mapping[str, str]],
+    map: Callable[[Row], Mapping[str, Any]],
     key: str,
     keep: Sequence[str] = (),
     cache: Path | None = None,
@@ -170,7 +170,7 @@ def build_table(
 
 
 def _write(
-    source: Source, encode: Encode, map: Callable[[Row], Mapping[str, str]], keep: list[str], path: Path
+    source: Source, encode: Encode, map: Callable[[Row], Mapping[str, Any]], keep: list[str], path: Path
 ) -> None:
     """Stream every column into a file of its own, then join them into one Arrow file."""
     for stale in path.parent.glob(f".{path.name}.*.parts"):  # of a build that was killed: we hold the lock
@@ -197,7 +197,7 @@ def _write(
 
 
 def _examples(
-    source: Source, encode: Encode, map: Callable[[Row], Mapping[str, str]]
+    source: Source, encode: Encode, map: Callable[[Row], Mapping[str, Any]]
 ) -> Iterator[tuple[Row, Encoded | Dropped]]:
     rows = iter(source)
     while batch := list(islice(rows, _BATCH)):

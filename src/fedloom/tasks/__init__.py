@@ -27,6 +27,8 @@ class TaskInfo:
     metrics: tuple[str, ...]
     label_field: str | None = None
     uses_templates: bool = False
+    list_fields: tuple[str, ...] = ()
+    """Fields that may hold a list or a mapping, or be empty."""
 
 
 TASKS: Mapping[str, TaskInfo] = {
@@ -43,8 +45,16 @@ TASKS: Mapping[str, TaskInfo] = {
         "One label for a text, or for a pair of texts",
         required_fields=("text", "label"),
         optional_fields=("text_pair",),
-        metrics=("accuracy", "macro_f1"),
+        metrics=("accuracy", "macro_f1", "mcc"),
         label_field="label",
+    ),
+    "span_qa": TaskInfo(
+        "fedloom.tasks.span_qa:SpanQA",
+        "The part of a text that answers a question, as in SQuAD",
+        required_fields=("question", "context", "answer"),
+        optional_fields=("answer_start",),
+        metrics=("exact_match", "f1"),
+        list_fields=("answer", "answer_start"),
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -76,15 +77,24 @@ class Classification:
         }
 
     def metrics(self, rows: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-        """Loss, accuracy, and F1 averaged over the labels that occur or are predicted."""
+        """Loss, accuracy, F1 averaged over the labels that occur or are predicted, and Matthews' correlation.
+
+        The last is R_K of Gorodkin 2004, for s rows, c of them right, t_k of label k and p_k predicted as k:
+
+            (c s - sum_k p_k t_k) / sqrt((s^2 - sum_k p_k^2) (s^2 - sum_k t_k^2)),   0 where only one label occurs or is predicted.
+        """
         label, prediction = rows["label"], rows["prediction"]
         n = len(self.labels)
         confusion = np.bincount(label * n + prediction, minlength=n * n).reshape(n, n)
         right, truth, said = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
         seen = (truth + said) > 0
         f1 = 2 * right[seen] / (truth + said)[seen]
+        s, c = float(len(label)), float(right.sum())
+        p, t = said.astype(np.float64), truth.astype(np.float64)
+        spread = math.sqrt((s * s - p @ p) * (s * s - t @ t))
         return {
             "loss": float(rows["loss"].mean()),
             "accuracy": float(right.sum() / len(label)),
             "macro_f1": float(f1.mean()),
+            "mcc": float((c * s - p @ t) / spread) if spread else 0.0,
         }

@@ -73,9 +73,34 @@ def test_macro_f1_by_hand():
     """a: 1 right of 2, said twice: F1 1/2; b: 1 right of 2, said twice: 1/2; c: never there, never said: left out."""
     task = Classification(Tokenizer(), None, ["a", "b", "c"])
     rows = {"loss": np.ones(4), "label": np.array([0, 0, 1, 1]), "prediction": np.array([0, 1, 1, 0])}
-    assert task.metrics(rows) == pytest.approx({"loss": 1.0, "accuracy": 0.5, "macro_f1": 0.5})
+    assert task.metrics(rows) == pytest.approx({"loss": 1.0, "accuracy": 0.5, "macro_f1": 0.5, "mcc": 0.0})
     rows["prediction"] = np.array([0, 0, 0, 2])
-    assert task.metrics(rows) == pytest.approx({"loss": 1.0, "accuracy": 0.5, "macro_f1": (2 * 2 / 5) / 3})
+    mcc = (2 * 4 - 6) / math.sqrt((16 - 10) * (16 - 8))  # t = (2, 2, 0), p = (3, 0, 1)
+    assert task.metrics(rows) == pytest.approx({"loss": 1.0, "accuracy": 0.5, "macro_f1": (2 * 2 / 5) / 3, "mcc": mcc})
+
+
+@pytest.mark.parametrize(
+    ("confusion", "accuracy", "macro_f1", "mcc"),
+    [
+        # Two labels: (TP TN - FP FN) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN)) = (6 * 3 - 1 * 2) / sqrt(8 * 7 * 5 * 4).
+        ([[6, 1], [2, 3]], 9 / 12, (12 / 15 + 6 / 9) / 2, 16 / math.sqrt(8 * 7 * 4 * 5)),
+        # Three labels, t = (3, 3, 4), p = (4, 3, 3), c = 5, s = 10: (50 - 33) / sqrt((100 - 34)(100 - 34)) = 17 / 66.
+        ([[2, 1, 0], [1, 1, 1], [1, 1, 2]], 5 / 10, (4 / 7 + 2 / 6 + 4 / 7) / 3, (50 - 33) / 66),
+        # The third label is absent and never predicted; all is right.
+        ([[2, 0, 0], [0, 2, 0], [0, 0, 0]], 1.0, 1.0, 1.0),
+        # All wrong, of two labels.
+        ([[0, 3], [3, 0]], 0.0, 0.0, -1.0),
+        # Only one label occurs, and only it is predicted: no correlation is defined.
+        ([[4, 0], [0, 0]], 1.0, 1.0, 0.0),
+    ],
+)
+def test_metrics_of_a_confusion_matrix(confusion, accuracy, macro_f1, mcc):
+    """Rows are true labels, columns predictions."""
+    counts = np.array(confusion)
+    label, prediction = (np.repeat(part.ravel(), counts.ravel()) for part in np.indices(counts.shape))
+    task = Classification(Tokenizer(), None, ["a", "b", "c"][: len(counts)])
+    found = task.metrics({"loss": np.ones(len(label)), "label": label, "prediction": prediction})
+    assert found == pytest.approx({"loss": 1.0, "accuracy": accuracy, "macro_f1": macro_f1, "mcc": mcc})
 
 
 def test_gradients_are_the_same_when_recomputed():
