@@ -191,3 +191,31 @@ def federate(prepared: Prepared, folder: Path, rounds: int, **sections: dict[str
 def vectors(prepared: Prepared, folder: Path, rounds: int, **sections: dict[str, Any]) -> Tensor:
     """The server's vector after some rounds, `[n]`."""
     return federate(prepared, folder, rounds, **sections).progress.w
+
+
+class Product(nn.ModuleDict):
+    """The number 1 times one weight after the other, each a map with a name."""
+
+    def __init__(self, names: Sequence[str], start: Sequence[float]) -> None:
+        super().__init__({name: nn.Linear(1, 1, bias=False) for name in names})
+        for map_, weight in zip(self.values(), start, strict=True):
+            map_.weight.data.fill_(weight)
+
+    def forward(self, x):
+        for map_ in self.values():
+            x = map_(x)
+        return x
+
+
+def product(
+    targets: Sequence[float],
+    spec: str | dict[str, Any] = "fedavg",
+    *,
+    start: Sequence[float] = (1.0, 1.0),
+    names: Sequence[str] = ("body", "head"),
+    **sections: dict[str, Any],
+) -> Prepared:
+    """Client k's loss is 1/2 (head * body - y_k)^2, over one row: two slices of one weight each."""
+    y = torch.tensor(targets, dtype=torch.float32).unsqueeze(1)
+    table = Table(torch.ones(len(y), 1), y, torch.ones(len(y)))
+    return _prepared(Product(names, start), table, [1] * len(y), spec, FullAdapter(kind="full"), sections)

@@ -10,17 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedloom.aggregation.factors import residuals
 from fedloom.algorithms.base import Round
-from fedloom.codec.wire import Broadcast, decode, encode, encoded_size
+from fedloom.engines.broadcast import broadcast, bytes_down_of
 from fedloom.engines.group import Assignment, ClientReport
 from fedloom.engines.local import LocalEngine
 from fedloom.engines.memory import peak_memory
 from fedloom.engines.sizing import make_groups
+from fedloom.engines.watch import errors_by_layer, why_unwatched
 from fedloom.errors import RunError
 from fedloom.evaluation.evaluator import Evaluator
 from fedloom.local.prepare import Prepared
 from fedloom.local.store import ClientStore
-from fedloom.selection.uniform import uniform
+from fedloom.selection.arrivals import make_schedule
+from fedloom.selection.cohort import Cohort
 from fedloom.tracking.checkpoint import CheckpointFolder, Progress
 from fedloom.tracking.rundir import RunDir
 from fedloom.vector.schedule import factor
@@ -49,6 +52,9 @@ class Federation:
         self.engine = LocalEngine(self.prepared, self.store)
         self.checkpoints = CheckpointFolder(self.run_dir.path / "checkpoints", self.experiment.checkpoints)
         self.evaluator = Evaluator(self.prepared, self.store)
+        awaits = self.algorithm.awaits() if self.algorithm.asynchronous else None
+        clients = {int(k): self.prepared.train.clients[k] for k in self.prepared.seen}
+        self.schedule = make_schedule(self.experiment.federation, clients, awaits, seed=self.experiment.seed)
 
     def run(self) -> bool:
         """Run the rounds that are left; true when the federation is complete, false when it was asked to stop."""
@@ -65,31 +71,32 @@ class Federation:
 
     def round(self, number: int) -> None:
         """One round, from the selection of its cohort to its checkpoint."""
-        started, progress, seed = time.perf_counter(), self.progress, self.experiment.seed
-        federation = self.experiment.federation
-        cohort = uniform(len(self.prepared.train), federation.clients_per_round, seed=seed, round=number)
-        groups = make_groups(self.prepared, cohort.tolist(), self.engine.sizing.group_size)
-        lr_factor = factor(federation.schedule, number - 1, federation.rounds)
-        w, beside, bytes_each = self._broadcast(number)
-
+        started, progress = time.perf_counter(), self.progress
+        cohort = self.schedule.round(number)
         fold = self.algorithm.combine(self.layout)
-        total, reports = fold.empty(), []
-        for result in self.engine.run(Assignment(number, w, lr_factor, beside), groups):
-            total = fold.merge(total, result.partial)
-            reports += result.reports
-        if all(report.status == "dropped" for report in reports):
-            self._write_reports(number, reports)
-            first = (reports[0].reason or "").partition("\n")[0]  # a traceback may follow
-            raise RunError(f"every client of round {number} failed", why=first, fix="see clients.jsonl")
-        facts = Round(number, total.count, len(self.prepared.train), self.layout)
-        step, progress.server = self.algorithm.apply(progress.w, fold.finish(total), progress.server, facts)
-        progress.w = progress.w + step
+        total, reports, bytes_down = fold.empty(), [], 0
+        factors: list[tuple[float, Tensor]] = []
+        for version, clients in cohort.started.items():
+            work, bytes_each = self._assign(version, cohort.staleness(version))
+            groups = make_groups(self.prepared, clients, self.engine.sizing.group_size)
+            for result in self.engine.run(work, groups):
+                total = fold.merge(total, result.partial)
+                reports += result.reports
+                factors += result.factors
+            bytes_down += bytes_down_of(self.prepared, self._sent(version), work.round, clients, bytes_each)
+        self._check_alive(number, reports)
+        facts = self._facts(cohort, total.count)
+        progress.history = {version: self._sent(version) for version in sorted(cohort.needed)}  # nothing older
+        if total.count:  # else all that arrived had failed
+            step, progress.server = self.algorithm.apply(progress.w, fold.finish(total), progress.server, facts)
+            progress.w = progress.w + step
         if not torch.isfinite(progress.w).all():  # the losses were: it is the last step that went too far
             fix = "lower `local.lr` or set `local.clip`"
             raise RunError(f"the model is not finite after round {number}", why="training has diverged", fix=fix)
         progress.round = number
+        self.prepared.binding.fold(residuals(progress.server))
 
-        record = self._evaluate(self._account(reports, bytes_each * len(reports), lr_factor))
+        record = self._evaluate(self._account(cohort, reports, bytes_down) | self._watch_aggregation(factors))
         record["seconds"] = round(time.perf_counter() - started, 3)
         progress.seconds += record["seconds"]
         self._record(record, reports)
@@ -102,50 +109,90 @@ class Federation:
             progress = self.checkpoints.load(rounds[-1])
             self.run_dir.rewind(progress.positions)
             self.run_dir.event(progress.round, "resume", f"resumed after round {progress.round}")
+            self.prepared.binding.fold(residuals(progress.server))
             return progress
         w = self.prepared.initial.clone()
         self.progress = Progress(
             0, w, self.algorithm.server_state(w, self.layout), totals={"bytes_up": 0, "bytes_down": 0, "tokens": 0}
         )
+        self.prepared.binding.fold(residuals(self.progress.server))
         self.run_dir.rewind({})
         self.run_dir.event(
             0, "start", f"{len(self.prepared.train)} clients, {self.experiment.federation.rounds} rounds"
         )
+        if why := why_unwatched(self.prepared):
+            self.run_dir.event(0, "note", why)
         self._record(self._evaluate({"round": 0}), [])
         return self.progress
 
-    def _broadcast(self, number: int) -> tuple[Tensor, dict[str, Tensor], int]:
-        """The vector as the clients receive it, what goes beside it, and the bytes of one message."""
-        w, beside = self.progress.w, self.algorithm.broadcast(self.progress.w, self.progress.server)
-        if not self.algorithm.federated:
-            return w, beside, 0
-        received = self.algorithm.receives(self.layout, number)
-        tensors = {"w": w if received is None else w[received]} | beside
-        header = Broadcast(layout=self.layout.digest, round=number)
-        if not self.experiment.engine.wire:
-            return w, beside, encoded_size(header, tensors)
-        message = encode(header, tensors)
-        expected = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
-        decoded = decode(message, Broadcast, expected)[1]
-        got = decoded.pop("w")
-        return got if received is None else w.masked_scatter(received, got), decoded, len(message)
+    def _assign(self, version: int, staleness: int) -> tuple[Assignment, int]:
+        """What the clients are asked that start from a version of the server's vector, and the bytes of sending one that.
 
-    def _account(self, reports: Sequence[ClientReport], bytes_down: int, lr_factor: float) -> dict[str, Any]:
+        All that a client does is keyed by the round in which it is asked, whichever its update joins: it starts from a version
+        at most once. Bytes down are counted when the update arrives.
+        """
+        federation, sent = self.experiment.federation, self._sent(version)
+        lr_factor = factor(federation.schedule, version, federation.rounds)
+        discount = self.algorithm.discount(staleness)
+        received, size = broadcast(self.prepared, sent, version + 1)
+        w = received.pop("w")
+        return Assignment(version + 1, w, lr_factor, received, discount, staleness), size
+
+    def _sent(self, version: int) -> dict[str, Tensor]:
+        """What goes to the clients that start from a version: the vector `w`, and what the algorithm sends beside it."""
+        progress = self.progress
+        if version < progress.round:
+            return progress.history[version]
+        return {"w": progress.w} | self.algorithm.broadcast(progress.w, progress.server)
+
+    def _watch_aggregation(self, factors: Sequence[tuple[float, Tensor]]) -> dict[str, float | None]:
+        """How far the server's LoRA factors are from the mean of the clients' products: by layer in a file, here on average."""
+        progress = self.progress
+        errors = errors_by_layer(self.prepared, progress.w, progress.server, factors)
+        self.run_dir.layers(
+            [{"round": progress.round, "layer": name, "aggregation_error": error} for name, error in errors.items()]
+        )
+        return {"aggregation_error": sum(errors.values()) / len(errors) if errors else None}
+
+    def _check_alive(self, number: int, reports: Sequence[ClientReport]) -> None:
+        """Stop when as many clients in a row have failed as are asked at a time."""
+        progress = self.progress
+        progress.missed = 0 if any(r.status == "ok" for r in reports) else progress.missed + len(reports)
+        if progress.missed >= self.schedule.in_flight:
+            self._write_reports(number, reports)
+            first = (reports[0].reason or "").partition("\n")[0]  # a traceback may follow
+            failed = (
+                f"every client of round {number}"
+                if len(reports) == progress.missed
+                else f"the last {progress.missed} clients"
+            )
+            raise RunError(f"{failed} failed", why=first, fix="see clients.jsonl")
+
+    def _facts(self, cohort: Cohort, count: int) -> Round:
+        """What the algorithm is told of a round, `count` of whose updates came back."""
+        versions = list(cohort.started)
+        start = self._sent(versions[0])["w"] if len(versions) == 1 and versions[0] < self.progress.round else None
+        return Round(cohort.number, count, len(self.prepared.seen), self.layout, cohort.mean_staleness, start)
+
+    def _account(self, cohort: Cohort, reports: Sequence[ClientReport], bytes_down: int) -> dict[str, Any]:
         """The round's record without its evaluation; the totals grow by it."""
         ok = [r for r in reports if r.status == "ok"]
-        weight = sum(r.weight for r in ok)
+        federation, weight = self.experiment.federation, sum(r.weight for r in ok)
         record: dict[str, Any] = {
             "round": self.progress.round,
             "clients": len(ok),
             "dropped": len(reports) - len(ok),
-            "train_loss": sum(r.weight * (r.train_loss or 0.0) for r in ok) / weight,
             "bytes_up": sum(r.bytes_up for r in ok),
             "bytes_down": bytes_down,
             "tokens": sum(r.tokens for r in ok),
-            "virtual_seconds": None,
+            "virtual_seconds": cohort.seconds,
             "peak_memory_bytes": peak_memory(self.prepared.binding.device),
-            "lr": self.experiment.local.lr * lr_factor,
+            "lr": self.experiment.local.lr * factor(federation.schedule, cohort.number - 1, federation.rounds),
         }
+        if ok:
+            record["train_loss"] = sum(r.weight * (r.train_loss or 0.0) for r in ok) / weight
+        if self.algorithm.asynchronous:
+            record["staleness"] = cohort.mean_staleness
         for name in self.progress.totals:
             self.progress.totals[name] += record[name]
         return record
@@ -153,7 +200,10 @@ class Federation:
     def _evaluate(self, record: dict[str, Any]) -> dict[str, Any]:
         """Judge the model when it is due, and remember the best; returns the record with its metrics."""
         progress, settings, number = self.progress, self.experiment.evaluation, record["round"]
-        every = settings.clients_every if self.algorithm.personal else settings.every
+        alone = (
+            self.algorithm.personal and not self.algorithm.federated
+        )  # a yardstick: judging each client every round costs too much
+        every = settings.clients_every if alone else settings.every
         final = number == self.experiment.federation.rounds
         if number == 0 or final or (every and number % every == 0):
             record |= self.evaluator.held_out(progress)
@@ -162,6 +212,7 @@ class Federation:
         due = settings.clients_every and number % settings.clients_every == 0
         if number == 0 or due or self.over:
             self.run_dir.clients(self.evaluator.clients(progress))
+            record |= self.evaluator.unseen(progress)
         return record
 
     def _watch(self, value: float) -> None:

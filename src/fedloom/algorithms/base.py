@@ -37,6 +37,10 @@ class Round(NamedTuple):
     total: int
     """Clients of the federation: N."""
     layout: Layout
+    staleness: float = 0.0
+    """Versions the server made while these clients were under way, on average; 0 where it waits for all."""
+    start: Tensor | None = None
+    """The older version of the server's vector that they all started from; None where it is the present one, or not one."""
 
 
 class Cost(NamedTuple):
@@ -70,8 +74,13 @@ class Algorithm(BaseModel):
     """Whether anything travels; false for the yardsticks, whose bytes are none."""
     pooled: ClassVar[bool] = False
     """Whether all clients' rows are pooled into one client first."""
+    mixed_ranks: ClassVar[bool] = False
+    """Whether clients may have LoRA of different ranks."""
     unweighted: ClassVar[frozenset[str]] = frozenset()
     """The uploads of which the server takes the plain mean over clients, whatever they weigh."""
+
+    asynchronous: ClassVar[bool] = False
+    """Whether the server goes on when some updates have arrived (`awaits`), rather than all of a cohort's."""
 
     def check(self, experiment: Experiment) -> Iterator[tuple[str, str, str]]:
         """Settings with which the method is not what its paper says: (key, what is wrong, how to mend it)."""
@@ -123,6 +132,14 @@ class Algorithm(BaseModel):
         from fedloom.aggregation.mean import Mean
 
         return Mean(self.unweighted)
+
+    def awaits(self) -> int:
+        """With how many arrived updates an asynchronous server makes its next version."""
+        return 1
+
+    def discount(self, staleness: int) -> float:
+        """By how much an update shrinks whose client started this many versions ago."""
+        return 1.0
 
     def apply(self, w: Tensor, aggregate: Aggregate, server: State, round: Round) -> tuple[Tensor, State]:
         """What the server adds to its vector `w`, `[n]`, and its next state, from the combined updates."""

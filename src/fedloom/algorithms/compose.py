@@ -45,6 +45,8 @@ def compose(methods: Sequence[Algorithm]) -> Algorithm:
         "paper": "; ".join(m.paper for m in methods),
         "roles": frozenset().union(*(m.roles for m in methods)),
         "personal": any(m.personal for m in methods),
+        "asynchronous": any(m.asynchronous for m in methods),
+        "mixed_ranks": any(m.mixed_ranks for m in methods),
         "unweighted": frozenset().union(*(m.unweighted for m in methods)),
     }
     kind: type[Composition] = type("Composition", (Composition,), facts | {"__module__": __name__})
@@ -101,9 +103,15 @@ class Composition(Algorithm):
         owner = self._owner("combine")
         return owner.combine(layout) if type(owner).combine is not Algorithm.combine else super().combine(layout)
 
+    def awaits(self) -> int:
+        return self._owner("awaits").awaits()
+
+    def discount(self, staleness: int) -> float:
+        return self._owner("discount").discount(staleness)
+
     def apply(self, w: Tensor, aggregate: Aggregate, server: State, round: Round) -> tuple[Tensor, State]:
         step = aggregate["delta"]
-        for method in self.methods:
+        for method in sorted(self.methods, key=lambda m: "server step" in m.roles):  # the server's optimizer comes last
             step, server = method.apply(w, {**aggregate, "delta": step}, server, round)
         return step, server
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fedloom.aggregation.mean import Partial
 from fedloom.codec.wire import Update, decode, encode, encoded_size
+from fedloom.engines.watch import factors_to_keep
 from fedloom.errors import ClientError, FedloomError
 from fedloom.local.group import Member
-from fedloom.local.opening import kept_state, open_group
+from fedloom.local.opening import kept_state, open_group, rank_masks
 from fedloom.local.prepare import Prepared
 from fedloom.local.store import ClientStore
 from fedloom.local.train import Trainer
@@ -32,6 +33,13 @@ class Assignment:
     server: Mapping[str, Tensor] = field(default_factory=dict)
     discount: float = 1.0
     """By how much the server shrinks these clients' updates: for their staleness."""
+    staleness: int = 0
+    """The rounds that have passed when these updates arrive: `round` is the one in which the clients were asked."""
+
+    @property
+    def arrives(self) -> int:
+        """The round in which the updates arrive, and as of which clients' states are kept."""
+        return self.round + self.staleness
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ class GroupResult:
 
     partial: Partial
     reports: list[ClientReport]
+    factors: list[tuple[float, Tensor]] = field(default_factory=list)
+    """Where the aggregation is watched, every client's weight and LoRA factors."""
 
 
 def run_group(
@@ -74,10 +84,12 @@ def run_group(
     fold = prepared.algorithm.combine(prepared.binding.layout)
     partial = fold.empty()
     reports: list[ClientReport] = []
+    factors: list[tuple[float, Tensor]] = []
     for client in clients:
         alone = run_group(prepared, store, trainer, work, [client])
         partial, reports = fold.merge(partial, alone.partial), reports + alone.reports
-    return GroupResult(partial, reports)
+        factors += alone.factors
+    return GroupResult(partial, reports, factors)
 
 
 def _failed(prepared: Prepared, work: Assignment, client: int, error: Exception) -> GroupResult:
@@ -101,10 +113,12 @@ def _run(
     delta = torch.sub(trained, group.anchor, out=trainer.room("gradients", trained))
     uploads, kept = algorithm.upload(delta, trained, group)
     uploads = {name: values.cpu() for name, values in uploads.items()}
-    sent = _sent(prepared, work.round)
+    _check_finite(group.members, uploads, work.round)
+    sent = _sent(prepared, work.round, order)
 
     fold = algorithm.combine(layout)
-    partial, reports = fold.empty(), []
+    partial, reports, factors = fold.empty(), [], []
+    watch = factors_to_keep(prepared)
     starts = group.anchor.cpu()
     for k, (client, member) in enumerate(zip(order, group.members, strict=True)):
         if member.failure:
@@ -113,22 +127,37 @@ def _run(
             continue
         state = kept_state(prepared, group, trained, kept, k)
         if state:
-            store.save(member.client, work.round, state)
+            store.save(member.client, work.arrives, state)
         weight = client_weight(prepared, client)
         update = {name: values[k] for name, values in uploads.items()}
-        report, received = _send(prepared, work, member, weight, update, sent)
+        report, received = _send(prepared, work, member, weight, update, sent[k])
         partial = fold.add(partial, received, weight, starts[k], work.discount)
         reports.append(report)
-    return GroupResult(partial, reports)
+        if watch is not None and "delta" in received:
+            share = 1.0 if "delta" in algorithm.unweighted else weight
+            factors.append((share, starts[k][watch] + received["delta"][watch]))
+    return GroupResult(partial, reports, factors)
 
 
-def _sent(prepared: Prepared, round: int) -> Tensor | None:
-    """The entries, `[n]`, of a client's vector that travel back in a round; None for all."""
+def _check_finite(members: Sequence[Member], uploads: Mapping[str, Tensor], round: int) -> None:
+    """What goes beside the update, of a client whose training went well, can still be NaN or infinite."""
+    for name, values in uploads.items():
+        for member, row in zip(members, values if name != "delta" else (), strict=False):
+            if member.failure is None and not torch.isfinite(row).all():
+                what = f"its upload {name!r} is not finite"
+                member.failure = ClientError(member.client, round, what, fix="lower `local.lr`, or set `local.clip`")
+
+
+def _sent(prepared: Prepared, round: int, clients: Sequence[int]) -> Sequence[Tensor | None]:
+    """For each client the entries, `[n]`, of its vector that travel back in a round; None for all."""
     layout, algorithm = prepared.binding.layout, prepared.algorithm
-    trains, private = algorithm.trains(layout, round), algorithm.private(layout)
-    if private is None:
-        return trains
-    return ~private if trains is None else trains & ~private
+    sent, private = algorithm.trains(layout, round), algorithm.private(layout)
+    if private is not None:
+        sent = ~private if sent is None else sent & ~private
+    if prepared.ranks is None:
+        return [sent] * len(clients)
+    own = rank_masks(prepared, clients)
+    return list(own if sent is None else own & sent)
 
 
 def _send(

@@ -46,6 +46,8 @@ def size_groups(prepared: Prepared) -> Sizing:
     lengths, wanted = _mean_lengths(prepared), _ROWS[prepared.binding.device.type]
     rows = local.batch_size * float(lengths.mean())
     cohort = min(prepared.experiment.federation.clients_per_round or len(prepared.train), len(prepared.train))
+    if prepared.algorithm.asynchronous:
+        cohort = min(prepared.algorithm.awaits(), cohort)
     room = max(1, _BANK_BYTES // (16 * prepared.binding.layout.n))
     auto = max(1, min(int(wanted // rows), _MOST, cohort, room))
     size = auto if engine.group_size == "auto" else min(engine.group_size, cohort)

@@ -54,6 +54,8 @@ class Group:
     """The states of the clients' optimizers by name: those they go on from, then those they end with."""
     trains: Tensor | None = None
     """The entries, `[n]`, that local steps move; None for all."""
+    private: Tensor | None = None
+    """The entries, `[n]`, that never leave a client; None for none."""
     lr_factor: float = 1.0
     total: int = 1
     """Clients of the federation: N."""
@@ -71,6 +73,13 @@ class Group:
     def lr(self) -> float:
         """The local learning rate of this round."""
         return self.trainer.local.lr * self.lr_factor
+
+    @property
+    def travels(self) -> Tensor | None:
+        """The entries, `[n]`, that move and travel back; None for all."""
+        if self.private is None:
+            return self.trains
+        return ~self.private if self.trains is None else self.trains & ~self.private
 
     @property
     def steps(self) -> Tensor:

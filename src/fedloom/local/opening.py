@@ -13,11 +13,12 @@ from fedloom.local.group import Group, State
 from fedloom.local.prepare import Prepared
 from fedloom.local.store import ClientStore
 from fedloom.local.train import Trainer
+from fedloom.vector.lora import rank_mask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["kept_state", "open_group"]
+__all__ = ["kept_state", "open_group", "rank_masks"]
 
 
 def open_group(
@@ -49,6 +50,8 @@ def open_group(
     if private is not None:
         anchor = anchor.clone()
         anchor[:, private] = state["private"]
+    if prepared.ranks is not None:
+        anchor = anchor * rank_masks(prepared, order).to(device)
     trains = algorithm.trains(layout, round)
     group = Group(
         trainer=trainer,
@@ -58,12 +61,23 @@ def open_group(
         state=state,
         server={key: value.to(device) for key, value in server.items()},
         trains=None if trains is None else trains.to(device),
+        private=None if private is None else private.to(device),
         lr_factor=lr_factor,
-        total=len(prepared.train),
+        total=len(prepared.seen),
     )
     if keeps:
         group.memory = _memories(trainer, states, anchor)
     return group, order
+
+
+def rank_masks(prepared: Prepared, clients: Sequence[int]) -> Tensor:
+    """`[K, n]`: the entries that each client has, where they differ in rank.
+
+    What a client lacks begins at zero in both factors, so its gradient is zero and it stays there.
+    """
+    assert prepared.ranks is not None
+    made = {rank: rank_mask(prepared.binding.layout, rank) for rank in {prepared.ranks[k] for k in clients}}
+    return torch.stack([made[prepared.ranks[k]] for k in clients])
 
 
 def _check_fits(client: str, own: State, fresh: State) -> None:

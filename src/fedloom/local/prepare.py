@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +17,18 @@ from torch import Tensor
 from fedloom import tasks
 from fedloom.config.schema import Data, Experiment
 from fedloom.data.fields import check_fields, map_fields
-from fedloom.data.partition import Partition, hold_out, partition_rows, split_validation
+from fedloom.data.partition import Partition, deal
 from fedloom.data.samples import cache_root
 from fedloom.data.sources import Source, distinct, open_source
 from fedloom.data.table import Table, build_table
-from fedloom.errors import UsageError
+from fedloom.errors import DataError, UsageError
+from fedloom.local.weighting import check_weights
 from fedloom.models.adapters import attach
 from fedloom.models.binding import Binding
 from fedloom.models.load import fingerprint, load_model, load_tokenizer
 from fedloom.tasks.base import Rows, Task
+from fedloom.vector.lora import deal_ranks
+from fedloom.vector.streams import stream
 
 if TYPE_CHECKING:
     from fedloom.algorithms import Algorithm
@@ -44,6 +48,13 @@ class PreparedData:
     held_out: Rows
     train: Partition
     validation: Partition
+    unseen: Rows = field(default_factory=lambda: np.arange(0), kw_only=True)
+    """The numbers of the clients that never train, ascending."""
+
+    @property
+    def seen(self) -> Rows:
+        """The numbers of the clients that may be selected, ascending."""
+        return np.delete(np.arange(len(self.train)), self.unseen)
 
     @property
     def strata(self) -> tuple[NDArray[np.int32], list[str]]:
@@ -66,13 +77,24 @@ class Prepared(PreparedData):
     """The trainable vector before any training, `[n]`."""
     step_scale: int = 1
 
+    @cached_property
+    def ranks(self) -> list[int] | None:
+        """The LoRA rank of every client, where the experiment gives them ranks; clients pooled into one have the largest."""
+        ranks = getattr(self.experiment.adapter, "ranks", None)
+        if ranks is None or self.algorithm.pooled:
+            return None
+        return deal_ranks(ranks, self.train.clients, self.experiment.seed)
+
     def with_algorithm(self, algorithm: Algorithm) -> Prepared:
         """The same experiment under another algorithm; for a pooled one, all clients become one that takes a cohort's steps."""
         if not algorithm.pooled:
             return replace(self, algorithm=algorithm)
-        cohort = min(self.experiment.federation.clients_per_round or len(self.train), len(self.train))
-        train, validation = _pool(self.train), _pool(self.validation)
-        return replace(self, algorithm=algorithm, train=train, validation=validation, step_scale=cohort)
+        seen = self.seen
+        cohort = min(self.experiment.federation.clients_per_round or len(seen), len(seen))
+        train, validation = _pool(self.train, seen), _pool(self.validation, seen)
+        return replace(
+            self, algorithm=algorithm, train=train, validation=validation, step_scale=cohort, unseen=np.arange(0)
+        )
 
 
 def prepare(experiment: Experiment, algorithm: Algorithm) -> Prepared:
@@ -99,7 +121,10 @@ def prepare(experiment: Experiment, algorithm: Algorithm) -> Prepared:
         algorithm.private(binding.layout),
         algorithm.trains(binding.layout, 1),
     )  # a pattern that matches nothing is refused now
-    return Prepared(**vars(data), algorithm=algorithm, binding=binding, base=digest, initial=initial)
+    prepared = Prepared(**vars(data), algorithm=algorithm, binding=binding, base=digest, initial=initial)
+    prepared.ranks  # noqa: B018 - a rank for no client, or a client without one, is refused now
+    check_weights(prepared)
+    return prepared
 
 
 def prepare_data(experiment: Experiment) -> PreparedData:
@@ -115,17 +140,29 @@ def prepare_data(experiment: Experiment) -> PreparedData:
     labels = distinct(source, data.fields.get(label, label)) if label else []
     tokenizer = load_tokenizer(experiment.model, base, labels)
     task = tasks.load(experiment.model.task, base)(tokenizer, data, labels)
-    kept = {column for column in (_label_column(experiment), getattr(data.partition, "column", None)) if column}
+    own = [getattr(part, "column", None) for part in (data.partition, experiment.federation.weighting)]
+    kept = {column for column in (_label_column(experiment), *own) if column}
     table = encode_source(experiment, task, tokenizer, source, keep=sorted(kept))
 
     strata = strata_column(experiment)
     codes = table.codes(strata)[0] if strata else None
-    rest, held_out = hold_out(np.arange(len(table)), data.held_out, seed, labels=codes)
-    whole = partition_rows(
-        data.partition, rest, table, seed=seed, base=base, label=_label_column(experiment), min_rows=data.min_rows
+    held_out, train, validation = deal(
+        data, np.arange(len(table)), table, seed=seed, base=base, label=_label_column(experiment), strata=codes
     )
-    train, validation = split_validation(whole, data.validation, seed)
-    return PreparedData(experiment, task, tokenizer, labels, table, held_out, train, validation)
+    unseen = _draw_unseen(data, len(train), seed)
+    return PreparedData(experiment, task, tokenizer, labels, table, held_out, train, validation, unseen=unseen)
+
+
+def _draw_unseen(data: Data, clients: int, seed: int) -> Rows:
+    """The clients that never train.
+
+    Raises DataError when none would be left to train.
+    """
+    count = data.unseen_of(clients)
+    if count and count >= clients:
+        what = f"{count} of {clients} clients would never train, and none be left"
+        raise DataError(what, where="data.unseen_clients", fix="Lower it, or make more clients in data.partition")
+    return np.sort(stream(seed, "unseen").choice(clients, size=count, replace=False, shuffle=False))
 
 
 def encode_source(
@@ -136,7 +173,7 @@ def encode_source(
     keep: columns of the source to keep beside.
     """
     data, info = experiment.data, task.info
-    wanted = (data.fields, info.required_fields, info.optional_fields)
+    wanted = (data.fields, info.required_fields, info.optional_fields, info.list_fields)
     shape = [
         experiment.model.task,
         data.template,
@@ -167,8 +204,10 @@ def strata_column(experiment: Experiment) -> str | None:
     return _label_column(experiment) or getattr(experiment.data.partition, "column", None)
 
 
-def _pool(partition: Partition) -> Partition:
-    return Partition(["all"], np.array([0, len(partition.indices)]), np.sort(partition.indices))
+def _pool(partition: Partition, clients: Rows) -> Partition:
+    """The rows of these clients, as one client's."""
+    rows = np.concatenate([partition.rows(int(k)) for k in clients])
+    return Partition(["all"], np.array([0, len(rows)]), np.sort(rows))
 
 
 def _device(experiment: Experiment) -> torch.device:

@@ -7,6 +7,7 @@ Clients are sorted by their number of steps, and the bank shrinks to those still
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -129,6 +130,12 @@ class Trainer:
                 lent.grads.zero_()
                 losses[start:end] = self._mean_losses(own, micro, group.round, None, backward=gradients)
                 bank.grads[start:end] = lent.grads
+        for member, loss in zip(group.members, losses.tolist(), strict=True):
+            if not math.isfinite(loss) and member.failure is None:
+                what = f"the mean loss over all its rows was {loss}"
+                member.failure = ClientError(member.client, group.round, what, fix=_DIVERGED)
+            if math.isnan(member.loss):  # a method without local steps reports this one
+                member.loss = loss
         return losses.unsqueeze(1), bank.grads
 
     @contextmanager

@@ -7,9 +7,10 @@ trainable parameters is swapped while they are bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from peft.tuners import lora
@@ -44,9 +45,42 @@ class Binding:
         self.dropouts = Dropouts(model, base_dropout)
         self._names = {id(p): name for name, p in named}
         self._sites, self.ungroupable = self._find_sites()
+        self._pristine: dict[str, Tensor] = {}
+        self._folded: dict[str, tuple[Tensor, Tensor]] = {}
         for site in self._sites:  # a float32 head on a bfloat16 model
             if isinstance(site, nn.Linear):
                 site.register_forward_pre_hook(_as_weight)
+
+    def fold(self, products: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Make each map named its weight as loaded plus s U V, U `[d_out, R]`, V `[R, d_in]`, s = alpha / r; all others as loaded.
+
+        A copy of the weight as loaded is kept for those maps only. Nothing is done when they are the ones folded in already.
+        Raises ModelError when a map's weight is also used elsewhere in the model.
+        """
+        new = {name: product for name, product in products.items() if product[0].shape[1]}
+        for name in self._folded.keys() | new.keys():
+            if name in new and name in self._folded and all(map(_same, new[name], self._folded[name])):
+                continue
+            site: Any = self.model.get_submodule(name)
+            weight = site.base_layer.weight
+            if name not in self._pristine:
+                self._check_untied(name, weight)
+                self._pristine[name] = weight.detach().clone()
+            if name not in new:
+                weight.data.copy_(self._pristine.pop(name))
+                continue
+            u, v = (factor.to(self.device) for factor in new[name])
+            added = site.scaling[_ADAPTER] * (u.double() @ v.double())
+            weight.data.copy_(self._pristine[name].double() + (added.T if site.fan_in_fan_out else added))
+        self._folded = new
+
+    def _check_untied(self, name: str, weight: Tensor) -> None:
+        uses = [n for n, p in self.model.named_parameters(remove_duplicate=False) if p is weight]
+        if len(uses) > 1:
+            what = f"nothing can be added to the weight of {name}, for {uses[0]} is the same weight as {uses[1]}"
+            raise ModelError(
+                what, where="adapter.targets", fix="take it out of the targets, or choose another algorithm"
+            )
 
     def load(self, w: Tensor) -> None:
         """Make `w`, `[n]`, the parameters of the model."""
@@ -112,6 +146,10 @@ class Binding:
                     else reason or f"{name} is a {type(module).__name__}"
                 )
         return sites, reason
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or torch.equal(a, b)
 
 
 def _as_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

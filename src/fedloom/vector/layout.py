@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedloom.errors import FedloomError
+from fedloom.errors import FedloomError, ModelError
 
 __all__ = ["Layout", "Slice"]
 
@@ -91,3 +92,26 @@ class Layout:
         for s in self.slices:
             mask[s.offset : s.offset + s.size] = choose(s)
         return mask
+
+    def matching(self, patterns: Sequence[str]) -> Tensor:
+        """A boolean `[n]`, true on the slices in whose name one of these regular expressions is found.
+
+        Raises ModelError for a pattern that is found in none.
+        """
+        for pattern in patterns:
+            if not any(re.search(pattern, s.name) for s in self.slices):
+                raise ModelError(
+                    f"the pattern '{pattern}' matches nothing that is learnt",
+                    where="algorithm",
+                    why=f"the nearest names are {', '.join(self._nearest(pattern))}",
+                    fix="Change the pattern, or learn what it names: `adapter.modules_to_save`, or `adapter: {kind: full}`",
+                )
+        return self.mask(lambda s: any(re.search(pattern, s.name) for pattern in patterns))
+
+    def _nearest(self, pattern: str, most: int = 3) -> list[str]:
+        """The slices of which a part of the name is most like a pattern."""
+
+        def likeness(s: Slice) -> float:
+            return max(SequenceMatcher(None, pattern, part).ratio() for part in s.name.split("."))
+
+        return [s.name for s in sorted(self.slices, key=likeness, reverse=True)[:most]]

@@ -1,0 +1,236 @@
+"""What must hold for every algorithm of the index: a new file cannot forget its proofs.
+
+`proofs/NAME.py` holds what is particular: `hand` (a step computed by hand from the paper), `identity` (the case in which it is
+another method), `SPEC` (options with which it must differ from FedAvg) and, where the paper claims one, a `property`.
+"""
+
+import json
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import toy
+
+from fedloom import algorithms
+from fedloom.algorithms import ALGORITHMS
+from fedloom.data.partition import Partition
+from fedloom.federation import Federation
+from fedloom.local.opening import open_group
+from fedloom.local.prepare import Prepared
+from fedloom.local.train import make_trainer
+from fedloom.tracking.rundir import RunDir
+
+NAMES = list(ALGORITHMS)
+
+
+def proof(name):
+    return import_module(f"proofs.{name}")
+
+
+def toy_of(name, spec=None, **sections) -> Prepared:
+    """The toy on which a method's generic tests run."""
+    own = proof(name)
+    build = getattr(own, "TOY", lambda spec, **s: toy.factors(spec, **({"local": {"steps": 3}} | s)))
+    return build(spec or own.SPEC or name, **sections)
+
+
+def outcome(federation: Federation) -> torch.Tensor:
+    """The server's vector, and where the method is personal the vector each client is judged with."""
+    prepared, progress = federation.prepared, federation.progress
+    found = [progress.w]
+    if prepared.algorithm.personal:
+        trainer = make_trainer(prepared, grouped=False)
+        beside = prepared.algorithm.broadcast(progress.w, progress.server)
+        for k in range(len(prepared.train)):
+            group, _ = open_group(
+                prepared, federation.store, trainer, [k], progress.w, beside,
+                round=progress.round, before=progress.round + 1,
+            )  # fmt: skip
+            found.append(prepared.algorithm.judged(group)[0])
+    else:
+        found += [progress.w] * len(prepared.train)
+    return torch.cat(found)
+
+
+def run(prepared, folder, rounds=2, **sections):
+    return outcome(toy.federate(prepared, folder, rounds, **sections))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_by_hand(name, tmp_path):
+    proof(name).hand(tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_degenerate_case(name, tmp_path):
+    proof(name).identity(tmp_path)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if hasattr(proof(n), "property")])
+def test_what_the_paper_claims(name, tmp_path):
+    proof(name).property(tmp_path)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if proof(n).SPEC is not None])
+def test_it_differs_from_fedavg(name, tmp_path):
+    own, plain = run(toy_of(name), tmp_path / "a"), run(toy_of(name, {"name": "fedavg"}), tmp_path / "b")
+    n = toy_of(name).binding.layout.n
+    assert (own[:n] - plain[:n]).abs().max() > 1e-5 or (own.shape == plain.shape and (own - plain).abs().max() > 1e-5)
+
+
+def test_only_those_that_are_fedavg_by_definition_have_no_spec():
+    assert [n for n in NAMES if proof(n).SPEC is None] == ["fedavg", "fedit"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns(name, tmp_path):
+    """The mean over clients of the loss on their own rows falls."""
+    federation = toy.federate(toy_of(name), tmp_path, 4, evaluation={"clients_every": 1})
+    lines = (federation.run_dir.path / "clients.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if record.get("evaluated") == "own"]
+    losses = [np.mean([r["eval_loss"] for r in records if r["round"] == number]) for number in range(5)]
+    assert min(losses[1:]) < losses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_leave_their_inputs_as_they_were(name, tmp_path):
+    prepared = toy_of(name)
+    federation = toy.federate(prepared, tmp_path, 1)
+    algorithm, progress, layout = prepared.algorithm, federation.progress, prepared.binding.layout
+    w, server = progress.w.clone(), {k: v.clone() for k, v in progress.server.items()}
+    beside = algorithm.broadcast(w, server)
+    group, _ = open_group(
+        prepared, federation.store, make_trainer(prepared, grouped=False), range(len(prepared.train)), w, beside,
+        round=2, before=2,
+    )  # fmt: skip
+    anchor = group.anchor.clone()
+    trained = algorithm.train(group, algorithm.gradient)
+    delta, copies = trained - group.anchor, [(trained, trained.clone())]
+    copies.append((delta, delta.clone()))
+    uploads, _ = algorithm.upload(delta, trained, group)
+    fold = algorithm.combine(layout)
+    total = fold.empty()
+    for k in range(len(group)):
+        update = {key: value[k] for key, value in uploads.items()}
+        copies += [(value, value.clone()) for value in update.values()]
+        total = fold.add(total, update, 1.0 + k, group.anchor[k])
+    aggregate = fold.finish(total)
+    copies += [(value, value.clone()) for value in aggregate.values()]
+    facts = algorithms.base.Round(2, len(group), len(prepared.train), layout)
+    step, _ = algorithm.apply(w, aggregate, server, facts)
+    assert step.shape == w.shape and torch.isfinite(step).all()
+    assert torch.equal(w, progress.w) and torch.equal(group.anchor, anchor)
+    assert all(torch.equal(server[k], progress.server[k]) for k in server)
+    assert all(torch.equal(now, before) for now, before in copies)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_order_of_clients_changes_nothing(name, tmp_path):
+    prepared = toy_of(name)
+    train = prepared.train
+    order = list(range(len(train)))[::-1]
+    indices = np.concatenate([train.rows(k) for k in order])
+    offsets = np.concatenate([[0], np.cumsum(train.sizes[order])])
+    turned = Partition([train.clients[k] for k in order], offsets, indices)
+    forward = run(prepared, tmp_path / "a")
+    backward = run(replace(prepared, train=turned, validation=turned), tmp_path / "b")
+    n = prepared.binding.layout.n
+    back = torch.cat([backward[:n], *backward[n:].split(n)[::-1]])
+    torch.testing.assert_close(back, forward, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_proportions_of_the_weights_count(name, tmp_path, monkeypatch):
+    plain = run(toy_of(name), tmp_path / "a")
+    import fedloom.engines.group as group
+
+    once = group.client_weight
+    monkeypatch.setattr(group, "client_weight", lambda *a: 8.0 * once(*a))
+    torch.testing.assert_close(run(toy_of(name), tmp_path / "b"), plain, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grouped_and_in_place_agree(name, tmp_path):
+    prepared = toy_of(name)
+    if prepared.binding.ungroupable:
+        pytest.skip(f"its toy cannot be grouped: {prepared.binding.ungroupable}")
+    both = []
+    for grouping in ("grouped", "in_place"):
+        both.append(run(toy_of(name), tmp_path / grouping, local={"grouping": grouping}))
+    torch.testing.assert_close(both[0], both[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resumed_run_ends_with_the_same_bytes(name, tmp_path):
+    whole = run(toy_of(name), tmp_path / "whole", rounds=5)
+    halfway = toy.federate(toy_of(name), tmp_path / "half", 2)
+    again = Federation(toy_of(name), RunDir.open(halfway.run_dir.path))
+    again.progress = again._begin()
+    assert again.progress.round == 2
+    for number in (3, 4, 5):
+        again.round(number)
+    again.run_dir.close()
+    assert torch.equal(outcome(again), whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_wire_changes_nothing(name, tmp_path):
+    plain = run(toy_of(name), tmp_path / "plain")
+    wired = run(toy_of(name), tmp_path / "wired", engine={"wire": True})
+    assert torch.equal(plain, wired)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_says_what_it_is(name, tmp_path):
+    found = algorithms.resolve(name, tmp_path)
+    assert found.title and found.paper and found.__doc__
+    assert found.family == "yardsticks" or found.equation
+    module = import_module(found.__module__)
+    assert module.__doc__ and len(module.__doc__.splitlines()) >= 3, "the formula stands on top"
+    with Path(module.__file__).open() as file:
+        assert len(file.readlines()) <= 120
+    for option, field in found.model_fields.items():
+        assert field.description, f"{option} is not explained"
+
+
+def test_no_line_of_code_knows_two_algorithms():
+    """Outside the index, no line names two; comments and docstrings may compare formulas."""
+    import tokenize
+
+    words = {n.replace("_", "") for n in NAMES if n not in ("local", "central")}
+    found = []
+    for path in Path(algorithms.__file__).parents[1].rglob("*.py"):
+        if path == Path(algorithms.__file__):
+            continue
+        with tokenize.open(path) as file:
+            lines: dict[int, set[str]] = {}
+            for token in tokenize.generate_tokens(file.readline):
+                if token.type == tokenize.NAME and token.string.lower().replace("_", "") in words:
+                    lines.setdefault(token.start[0], set()).add(token.string.lower().replace("_", ""))
+            found += [f"{path.name}:{line}: {names}" for line, names in lines.items() if len(names) > 1]
+    assert found == []
+
+
+def test_a_composition_refuses_two_of_a_kind():
+    made = [algorithms.resolve(n, None) for n in ("fedadam", "fedyogi")]
+    assert "both decide the server step" in algorithms.clash(made)
+    assert "goes with no other" in algorithms.clash([algorithms.resolve(n, None) for n in ("fedavg", "local")])
+    assert algorithms.clash([algorithms.resolve(n, None) for n in ("fedprox", "fedadam")]) is None
+
+
+def test_a_composition_does_what_both_do(tmp_path):
+    """FedProx with FedAdam: the clients' updates are FedProx's, and the server moves them as FedAdam does."""
+    both = {"name": "fedprox", "mu": 1.0, "with": [{"name": "fedadam"}]}
+    toys = {s: toy.factors(s, local={"steps": 3}) for s in ("fedadam",)}
+    composed = toy.factors(both, local={"steps": 3})
+    prox = toy.vectors(toy.factors({"name": "fedprox", "mu": 1.0}, local={"steps": 3}), tmp_path / "p", 1)
+    w0 = composed.initial
+    server = toys["fedadam"].algorithm
+    step, _ = server.apply(
+        w0, {"delta": prox - w0}, server.server_state(w0, composed.binding.layout), SimpleNamespace()
+    )
+    torch.testing.assert_close(toy.vectors(composed, tmp_path / "c", 1), w0 + step, rtol=0, atol=1e-6)
