@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test fast slow check clean
+.PHONY: run test fast slow check papers clean
 
 run: $(READY)
 	$(BIN)/fedloom run examples/quickstart.yaml
@@ -22,6 +22,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+papers: $(READY)
+	$(BIN)/python -m fedloom.algorithms.papers > docs/papers.md
 
 # Set up once; again only when what it is made from has changed.
 $(READY): pyproject.toml constraints.txt

@@ -123,6 +123,7 @@ def open_run(path: str | Path, round: int | None = None) -> OpenedRun:
 
     Raises RunError when data, model or adapter are no longer those of the run, CheckpointError when there is no such checkpoint.
     """
+    from fedloom.aggregation.factors import residuals
     from fedloom.local.store import ClientStore
     from fedloom.tracking.checkpoint import CheckpointFolder
     from fedloom.tracking.manifest import check_same, describe_prepared
@@ -134,6 +135,7 @@ def open_run(path: str | Path, round: int | None = None) -> OpenedRun:
     progress = checkpoints.load(checkpoints.newest() if round is None else round)
     prepared = prepare(experiment)
     check_same(read_manifest(path), describe_prepared(prepared), path)
+    prepared.binding.fold(residuals(progress.server))
     return OpenedRun(path, prepared, progress, ClientStore(path / "clients"))
 
 
@@ -203,7 +205,12 @@ def _yardstick(
     from fedloom.tracking.rundir import RunDir
 
     algorithm = algorithms.resolve(name, prepared.experiment.base)()
-    federation = prepared.experiment.federation.model_copy(update={"yardsticks": []})
+    own: dict[str, Any] = {"yardsticks": []}
+    if (
+        prepared.algorithm.asynchronous
+    ):  # a yardstick waits for its cohort, which is as many clients as one version is made of
+        own |= {"arrivals": None, "clients_per_round": prepared.algorithm.awaits()}
+    federation = prepared.experiment.federation.model_copy(update=own)
     changes = {"name": f"{prepared.experiment.name}-{name}", "algorithm": {"name": name}, "federation": federation}
     experiment = prepared.experiment.model_copy(update=changes)
     path = run_dir.path / "yardsticks" / name

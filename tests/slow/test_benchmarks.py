@@ -19,6 +19,12 @@ PRINTED = {
     ],
     "memory": [r"4 clients: +[\d.]+ MB above \d+ MB, ratio 1\.00", r"16 clients: +[\d.]+ MB above \d+ MB, ratio \d"],
     "loop": [rf"differences and sums in NumPy {RATIO}", rf"sums alone in NumPy {RATIO}"],
+    "aggregation": [
+        rf"^  fedavg +1\.00 vectors a client +{RATIO} x plain +{RATIO} x numpy$",
+        rf"^  scaffold +2\.00 vectors a client +{RATIO} x plain +{RATIO} x numpy$",
+        r"memory: 10 clients \d+ MB above the start, 20 clients \d+ MB; the most growth of a rule \d",
+    ],
+    "factors": [rf"dense SVD of the d x d mean over the thin one +{RATIO}$"],
     "startup": [
         rf"fedloom {verb} +{RATIO} x python +{RATIO} x import torch   imports torch: no"
         for verb in ("--help", "validate")
@@ -53,6 +59,18 @@ def test_all_methods_of_a_round_agree():
 def test_the_loop_adds_up_like_numpy():
     found = re.search(r"largest difference (\S+)", benchmark("loop", "--repetitions", "1"))
     assert found and float(found[1]) <= 1e-6
+
+
+def test_plain_averaging_is_numpys():
+    said = benchmark("aggregation", "--repetitions", "1")
+    found = re.search(r"largest difference between plain averaging and NumPy (\S+)", said)
+    assert found and float(found[1]) <= 1e-6
+
+
+@pytest.mark.peer
+def test_flower_has_strategies_of_the_same_names():
+    said = benchmark("aggregation", "--repetitions", "1", "--with-flower")
+    assert len(re.findall(rf" x numpy +{RATIO} x flower$", said, re.MULTILINE)) >= 7, said
 
 
 @pytest.mark.peer

@@ -11,7 +11,9 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from fedloom import api
+from fedloom.algorithms import ALGORITHMS
 from fedloom.cli.app import app
+from fedloom.sweep import load_plan
 
 ROOT = Path(__file__).parents[2]
 LIGHT = ("validate", "explain", "list", "doctor")
@@ -52,14 +54,29 @@ def test_experiments_of_the_readme_are_valid(text, tmp_path):
     assert api.load(tmp_path / "x.yaml").federation.rounds > 0
 
 
-@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "examples").glob("*.yaml")))
+EXAMPLES = sorted(str(p.relative_to(ROOT / "examples")) for p in (ROOT / "examples").rglob("*.yaml"))
+SWEEPS = [file for file in EXAMPLES if re.search(r"^base:", (ROOT / "examples" / file).read_text(), re.M)]
+
+
+@pytest.mark.parametrize("file", EXAMPLES)
 def test_examples_are_valid_and_say_how_to_run_them(file):
     text = (ROOT / "examples" / file).read_text()
     header = text[: text.index("\nname:")]
-    assert api.load(ROOT / "examples" / file).name == file.removesuffix(".yaml")
-    for part in (f"# Run:    fedloom run examples/{file}", "# Takes:", "# Prints:"):
+    path, verb = ROOT / "examples" / file, "sweep" if file in SWEEPS else "run"
+    name = load_plan(path).name if file in SWEEPS else api.load(path).name
+    assert name == (Path(file).stem if Path(file).parent == Path() else Path(file).parent.name)
+    for part in (f"# Run:    fedloom {verb} examples/{file}", "# Takes:", "# Prints:"):
         assert part in header
     assert "TIME" not in header and "RESULT" not in header
+
+
+@pytest.mark.parametrize("file", SWEEPS)
+def test_sweeps_compare_every_method_or_say_why_not(file):
+    """A new algorithm cannot be forgotten: it is among the runs, or the file's comments name it."""
+    plan, text = load_plan(ROOT / "examples" / file), (ROOT / "examples" / file).read_text()
+    swept = {YAML(typ="safe").load(run.config)["algorithm"]["name"] for run in plan.runs}
+    comments = " ".join(line for line in text.splitlines() if line.lstrip().startswith("#"))
+    assert {name for name in ALGORITHMS if name not in swept and not re.search(rf"\b{name}\b", comments)} == set()
 
 
 def test_the_method_of_the_guide_trains_and_differs_from_fedavg(tmp_path, monkeypatch):

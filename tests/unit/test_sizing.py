@@ -5,13 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fedloom.algorithms import Algorithm, build
 from fedloom.config.schema import Federation, Local, LocalEngine
 from fedloom.data.partition import Partition
 from fedloom.engines.sizing import make_groups, size_groups
 from fedloom.errors import ModelError
 
 
-def prepared(lengths, *, clients=12, n=1000, ungroupable=None, engine=None, **local):
+def prepared(lengths, *, clients=12, n=1000, ungroupable=None, engine=None, algorithm=None, **local):
     """Clients with as many rows of each length; only what sizing reads."""
     rows = 10
     table = SimpleNamespace(lengths=np.repeat(np.resize(np.asarray(lengths), clients), rows))
@@ -21,7 +22,14 @@ def prepared(lengths, *, clients=12, n=1000, ungroupable=None, engine=None, **lo
     )
     layout = SimpleNamespace(n=n)
     binding = SimpleNamespace(device=SimpleNamespace(type="cpu"), ungroupable=ungroupable, layout=layout)
-    return SimpleNamespace(experiment=experiment, table=table, train=train, binding=binding, step_scale=1)
+    return SimpleNamespace(
+        experiment=experiment,
+        table=table,
+        train=train,
+        binding=binding,
+        step_scale=1,
+        algorithm=algorithm or Algorithm(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,6 +55,13 @@ def test_sizes(case, expected):
 def test_forced_grouping_says_why_it_cannot():
     with pytest.raises(ModelError, match="an Embedding"):
         size_groups(prepared([16], batch_size=1, ungroupable="an Embedding", grouping="grouped"))
+
+
+def test_groups_are_no_larger_than_what_an_asynchronous_server_waits_for():
+    for awaits, expected in ((3, (3, True)), (1, (16, False))):
+        algorithm = build({"name": "fedbuff", "buffer": awaits}, None)
+        sizing = size_groups(prepared([16], batch_size=1, algorithm=algorithm))
+        assert (sizing.group_size, sizing.grouped) == expected
 
 
 def test_groups_hold_clients_of_like_lengths():

@@ -20,6 +20,7 @@ VERBS = (
     ("eval", "evaluate"),
     ("report", "report"),
     ("compare", "compare"),
+    ("sweep", "sweep"),
     ("export", "export"),
     ("data", "app"),
     ("list", "list_"),

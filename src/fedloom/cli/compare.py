@@ -58,10 +58,10 @@ def _print(comparison: Comparison) -> None:
     )
     table.add_column("run", overflow="fold", min_width=10)
     table.add_column("algorithm", overflow="fold", min_width=9)
-    for name in ("rounds", "before", "after", "best", "up", "down", "tokens", "time"):
+    for name in ("rounds", "before", "after", "best", "worst 10%", "up", "down", "tokens", "time"):
         table.add_column(name, justify="right", overflow="fold")
     for row in comparison.rows:
-        values = [number(v, metric) for v in (row.before, row.after, row.best)]
+        values = [number(v, metric) for v in (row.before, row.after, row.best, row.worst)]
         sums = [size(row.bytes_up), size(row.bytes_down), count(row.tokens), duration(row.seconds)]
         name = clean(row.name) + ("" if row.status == "finished" else f" ({row.status})")
         table.add_row(*(Text(t) for t in (name, clean(row.algorithm), count(row.rounds), *values, *sums)))

@@ -110,6 +110,8 @@ def partition(
     if to.exists():
         raise refusal
     data = _prepare(experiment, overrides)
+    if (method := getattr(data.experiment.data.partition, "method", None)) is not None:
+        raise UsageError(f"this partition is in a file already: {method}", fix="Name that file in the other experiment")
     row = data.table.column(ROW)
     holders = {
         client: np.sort(row[np.concatenate([data.train.rows(k), data.validation.rows(k)])]).tolist()

@@ -18,6 +18,10 @@ def evaluate(
         typer.Option(help="Judge on all rows of this source instead, with the run's fields; a path starts from here."),
     ] = None,
     round: Annotated[int | None, typer.Option(help="Judge this round's checkpoint; the newest when left out.")] = None,
+    generate: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also let a language model write its own answers to so many rows: exact match."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Judge a run's model on the held-out rows and on each client's own, or on another source.
@@ -25,12 +29,14 @@ def evaluate(
     Example: fedloom eval runs/quickstart
     """
     from fedloom import api
+    from fedloom.evaluation.answers import that_writes
     from fedloom.evaluation.verdict import verdict
 
     if source is not None and Path(source).exists():  # else what starts from the experiment's folder, or a name
         source = str(Path(source).resolve())
     opened = api.open_run(run, round)
-    judged = verdict(opened.prepared, opened.store, opened.progress, source)
+    prepared = opened.prepared if generate is None else that_writes(opened.prepared, generate)
+    judged = verdict(prepared, opened.store, opened.progress, source)
     if as_json:
         print(json.dumps({"run": opened.path.name, "round": opened.progress.round, "judged": judged}, indent=1))
         return

@@ -11,7 +11,10 @@ __all__ = ["explain"]
 
 def explain(
     key: Annotated[
-        str, typer.Argument(metavar="KEY", help="A key like local.lr, or a section.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="KEY", help="A key like local.lr, a section, or a method: algorithm.NAME.", show_default=False
+        ),
     ] = "",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema, for editors.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Explain every key.")] = False,
@@ -28,6 +31,11 @@ def explain(
 
     if schema:
         print_json(json_schema())
+        return
+    if key.startswith("algorithm."):  # its keys are those of the method, which the file names
+        from fedloom.algorithms import papers
+
+        print_json(papers.describe(key)) if as_json else typer.echo(papers.explain(key))
         return
     keys = list(dict.fromkeys(option.key for option in options())) if every else [key]
     if as_json:

@@ -30,6 +30,11 @@ def list_(
     if as_json:
         print_json(rows)
         return
+    if kind == "algorithms":
+        from fedloom.algorithms.papers import overview
+
+        typer.echo(overview(rows))
+        return
     wide = max(len(str(row["name"])) for row in rows)
     for row in rows:
         typer.echo(f"{row['name']:<{wide}}  {row.get('title', '')}".rstrip())

@@ -30,8 +30,10 @@ def plan(experiment: Experiment) -> dict[str, Any]:
     prepared = api.prepare(experiment)
     sizing = size_groups(prepared)
     rows = np.diff(prepared.train.offsets)
-    cohort = min(experiment.federation.clients_per_round or len(rows), len(rows))
-    groups = make_groups(prepared, list(range(cohort)), sizing.group_size)
+    cohort = min(experiment.federation.clients_per_round or len(prepared.seen), len(prepared.seen))
+    if prepared.algorithm.asynchronous:
+        cohort = min(prepared.algorithm.awaits(), cohort)
+    groups = make_groups(prepared, prepared.seen[:cohort].tolist(), sizing.group_size)
     seconds, peak = _measure_step(prepared, groups[0], sizing.grouped)
     steps = sum(steps_of(int(rows[g[0]]), experiment.local, prepared.step_scale) for g in groups)
     passes = steps if sizing.grouped else steps * sizing.group_size

@@ -50,14 +50,19 @@ def _summary(e: Experiment) -> list[tuple[str, str]]:
     adapter = e.adapter.model_dump()
     cohort = e.federation.clients_per_round or "all"
     work = f"{e.local.steps} steps" if e.local.steps else f"{e.local.epochs} epochs"
-    name, *options = e.algorithm.items()
+    weighting = e.federation.weighting
+    weighing = _line(weighting.kind, weighting.model_dump(exclude={"kind"}))
+    methods = [{k: v for k, v in e.algorithm.items() if k != "with"}, *e.algorithm.get("with", [])]
     return [
         ("name", f"{e.name}, seed {e.seed}"),
         ("model", f"{e.model.path}, {e.model.task}, {e.model.dtype}"),
         ("adapter", _line(str(adapter.pop("kind")), adapter)),
         ("data", f"{e.data.source}, {_line(e.data.partition.kind, e.data.partition.model_dump(exclude={'kind'}))}"),
-        ("algorithm", _line(str(name[1]), dict(options))),
-        ("federation", f"{e.federation.rounds} rounds of {cohort} clients, weighed by {e.federation.weighting}"),
+        (
+            "algorithm",
+            " with ".join(_line(str(m["name"]), {k: v for k, v in m.items() if k != "name"}) for m in methods),
+        ),
+        ("federation", f"{e.federation.rounds} rounds of {cohort} clients, weighed by {weighing}"),
         ("local", f"{work} of {e.local.batch_size} examples, {e.local.optimizer}, lr {e.local.lr:g}"),
         ("engine", f"{e.engine.kind}, device {e.engine.device}"),
     ]

@@ -166,10 +166,11 @@ def _no_such_key(key: str) -> UsageError:
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of an experiment file, shorthands included, for editors."""
     schema = Experiment.model_json_schema()
-    schema["properties"]["algorithm"]["anyOf"] = [
-        {"type": "string", "minLength": 1},
-        {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "minLength": 1}}},
-    ]
+    word = {"type": "string", "minLength": 1}
+    method = {"anyOf": [word, {"type": "object", "required": ["name"], "properties": {"name": word}}]}
+    others = {"anyOf": [*method["anyOf"], {"type": "array", "items": method}]}
+    whole = {"type": "object", "required": ["name"], "properties": {"name": word, "with": others}}
+    schema["properties"]["algorithm"]["anyOf"] = [word, whole]
     for keyword in ("type", "additionalProperties"):
         schema["properties"]["algorithm"].pop(keyword)
     for owner, section in _owners(schema):
@@ -181,7 +182,10 @@ def json_schema() -> dict[str, Any]:
                     for key in ("description", "default")
                     if key in owner["properties"][name]
                 }
-                owner["properties"][name] = {**about, "anyOf": [{"enum": words}, owner["properties"][name]]}
+                short: list[dict[str, Any]] = [{"enum": words}]
+                if "function" in sections(field.annotation):
+                    short.append({"type": "string", "pattern": "^[^:]+:[^:]+$"})
+                owner["properties"][name] = {**about, "anyOf": [*short, owner["properties"][name]]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

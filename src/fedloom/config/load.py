@@ -14,12 +14,13 @@ from ruamel.yaml import YAML
 from fedloom.config.document import Document, Place, parse
 from fedloom.config.keys import sections
 from fedloom.config.places import RULES
-from fedloom.config.rules import Facts, SampleInfo, TaskInfo, check, unused
-from fedloom.config.schema import Experiment
+from fedloom.config.reference import is_reference
+from fedloom.config.rules import Facts, SampleInfo, TaskInfo, check, counts_alike, mixed_ranks, unused
+from fedloom.config.schema import Experiment, Federation
 from fedloom.config.translate import translate
 from fedloom.errors import ConfigError, FedloomError, Mistake, nearest
 
-__all__ = ["dump", "load"]
+__all__ = ["dump", "load", "read_document"]
 
 S = TypeVar("S", bound=BaseModel)
 T = TypeVar("T")
@@ -48,7 +49,7 @@ def load(
     """
     path = Path(path)
     base = base or path.resolve().parent
-    document = _read(path)
+    document = read_document(path)
     document.data = _with_kinds(document.data, Experiment, document)
     for assignment in overrides:
         document.override(assignment)
@@ -61,19 +62,31 @@ def load(
     info = None
     if "model" in data and not faulty & {("model",), ("model", "task")}:
         info = _ask(document, ("model", "task"), lambda: task(experiment.model.task))
-    facts = Facts(task=info, sample=sample, base=base, faulty=frozenset(faulty))
+    waits = methods is not None and not any(getattr(m, "asynchronous", False) for m in methods[1])
+    facts = Facts(task=info, sample=sample, base=base, faulty=frozenset(faulty), synchronous=waits)
     for finding in check(experiment, facts, RULES):
         document.report(tuple(finding.key.split(".")), finding.what, finding.fix)
 
     for method in methods[1] if methods and not faulty else []:
         for key, what, fix in getattr(method, "check", _no_checks)(experiment):
             document.report(tuple(key.split(".")), what, fix)
+    if methods and not faulty and (why := mixed_ranks(experiment, methods[1])):
+        document.report(("adapter", "ranks"), why, "Take ranks out, or choose an algorithm for different ranks")
+
+    alike = counts_alike(methods[1]) if methods and not faulty else None
+    if alike and "weighting" in data["federation"] and experiment.federation.weighting.kind != "uniform":
+        what = f"{alike} counts all clients alike"
+        document.report(("federation", "weighting"), what, "Take it out, or set weighting: uniform")
 
     if document.mistakes:
         unique = dict.fromkeys(document.mistakes)
         raise ConfigError(str(path), sorted(unique, key=lambda mistake: (mistake.line == 0, mistake.line)))
     assert methods is not None
-    return experiment.model_copy(update={"algorithm": methods[0]})
+    changes: dict[str, Any] = {"algorithm": methods[0]}
+    if alike:
+        uniform = Federation.model_validate({"rounds": 1, "weighting": "uniform"}).weighting
+        changes["federation"] = experiment.federation.model_copy(update={"weighting": uniform})
+    return experiment.model_copy(update=changes)
 
 
 def _no_checks(_: Experiment) -> Iterable[tuple[str, str, str]]:
@@ -98,7 +111,7 @@ def dump(experiment: Experiment) -> str:
     return stream.getvalue()
 
 
-def _read(path: Path) -> Document:
+def read_document(path: Path) -> Document:
     """The parsed file; raises ConfigError when nothing in it can be looked at further."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -153,8 +166,10 @@ def _with_kinds(data: Any, section: type[BaseModel], document: Document, place: 
         if value is None or not found:
             continue
         if isinstance(value, str) and all("kind" in member.model_fields for member in found.values()):
-            data[name] = value = {"kind": value}
-            document.lines[*here, "kind"] = document.line(here)
+            own = "function" in found and is_reference(value)  # the user's own, as `module:attribute`
+            data[name] = value = {"kind": "function", "function": value} if own else {"kind": value}
+            for key in value:
+                document.lines[*here, key] = document.line(here)
         if not isinstance(value, dict):
             continue
         default = next((m.model_fields["kind"].default for m in found.values() if _has_default_kind(m)), None)

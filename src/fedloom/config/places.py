@@ -8,8 +8,16 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from fedloom.config.reference import find_module, is_reference
-from fedloom.config.rules import DATA_SUFFIXES, RULES, Facts, Finding, SampleInfo, rule
-from fedloom.config.schema import ColumnPartition, DirichletPartition, Experiment, GivenPartition
+from fedloom.config.rules import DATA_SUFFIXES, PARTITION_SUFFIXES, RULES, Facts, Finding, SampleInfo, rule
+from fedloom.config.schema import (
+    AdaptedWeighting,
+    ColumnPartition,
+    DirichletPartition,
+    EpisodesWeighting,
+    Experiment,
+    FunctionWeighting,
+    GivenPartition,
+)
 from fedloom.errors import FedloomError, nearest
 
 __all__ = ["RULES"]
@@ -69,9 +77,17 @@ def _partition_file(e: Experiment, facts: Facts) -> Iterator[Finding]:
     if isinstance(e.data.partition, GivenPartition):
         file = e.data.partition.file
         yield from _file("data.partition.file", file, facts.base)
-        if Path(file).suffix.lower() != ".json":
-            what = f"{file!r} is not a JSON file"
+        suffix, method = Path(file).suffix.lower(), e.data.partition.method
+        if suffix not in (".json", *PARTITION_SUFFIXES):
+            what = f"{file!r} is neither a JSON nor an HDF5 file"
             yield Finding("data.partition.file", what, 'Write {"client id": [row, ...], ...} to a .json file')
+        elif suffix == ".json" and method is not None:
+            yield Finding(
+                "data.partition.method", "a JSON file holds one partition, so it has no methods", "Take it out"
+            )
+        elif suffix != ".json" and method is None:
+            what = f"{file!r} may hold several partitions, and none is named"
+            yield Finding("data.partition", what, "Add the name of one: `method: uniform_client_1000`")
 
 
 @rule("data.source", "data.partition")
@@ -81,6 +97,19 @@ def _partition_columns(e: Experiment, facts: Facts) -> Iterator[Finding]:
         yield from _unknown_columns(e, facts, {"data.partition.column": partition.column})
     if isinstance(partition, DirichletPartition | GivenPartition) and partition.label is not None:
         yield from _unknown_columns(e, facts, {"data.partition.label": partition.label})
+
+
+@rule("data.source", "federation.weighting")
+def _weighting(e: Experiment, facts: Facts) -> Iterator[Finding]:
+    weighting = e.federation.weighting
+    if isinstance(weighting, EpisodesWeighting | AdaptedWeighting):
+        yield from _unknown_columns(e, facts, {"federation.weighting.column": weighting.column})
+    if isinstance(weighting, FunctionWeighting):
+        key, function = "federation.weighting.function", weighting.function
+        if mistake := _not_a_reference(key, function, facts.base):
+            yield mistake
+        elif not is_reference(function):
+            yield Finding(key, f"{function!r} is not module:attribute", f"Write it like my_weights:{function}")
 
 
 @rule("data.source", "data.where")

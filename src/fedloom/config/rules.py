@@ -16,10 +16,24 @@ from fedloom.config.reference import is_reference
 from fedloom.config.schema import DirichletPartition, Experiment, FullAdapter, LoraAdapter, Section
 from fedloom.errors import nearest
 
-__all__ = ["DATA_SUFFIXES", "RULES", "Facts", "Finding", "SampleInfo", "TaskInfo", "check", "rule", "unused"]
+__all__ = [
+    "DATA_SUFFIXES",
+    "PARTITION_SUFFIXES",
+    "RULES",
+    "Facts",
+    "Finding",
+    "SampleInfo",
+    "TaskInfo",
+    "check",
+    "mixed_ranks",
+    "rule",
+    "unused",
+]
 
 
-DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".h5", ".hdf5")
+PARTITION_SUFFIXES = (".h5", ".hdf5")
+"""Partition files that hold several methods, each with test rows."""
 
 
 class TaskInfo(Protocol):
@@ -52,6 +66,8 @@ class Facts:
     sample: Callable[[str, Literal["model", "dataset"]], SampleInfo] | None
     base: Path
     faulty: frozenset[tuple[str | int, ...]]
+    synchronous: bool = False
+    """Whether the algorithm is known to wait for its whole cohort."""
 
 
 class Finding(NamedTuple):
@@ -111,6 +127,10 @@ def _unjudged(e: Experiment) -> bool:
     return e.data.held_out == 0 and e.evaluation.metric.startswith("eval_")
 
 
+def _tests_given(e: Experiment) -> bool:
+    return getattr(e.data.partition, "method", None) is not None
+
+
 def _is_hub_name(path: str) -> bool:
     return not (path.startswith(("sample:", ".", "/", "~")) or is_reference(path))
 
@@ -121,6 +141,7 @@ def _has_splits(source: str) -> bool:
 
 _NOT_SGD = "only sgd has it, and the optimizer is {e.local.optimizer}"
 _NOT_ADAM = "only adam and adamw have it, and the optimizer is sgd"
+_TESTS_GIVEN = "the test rows of {e.data.partition.file} are held out, and each client's are its own evaluation's"
 _NO_FINAL = "a constant schedule has no final factor"
 _UNUSED = (
     Unused("local.momentum", ("local.optimizer",), lambda e: e.local.optimizer != "sgd", _NOT_SGD,
@@ -151,6 +172,14 @@ _UNUSED = (
            lambda e: e.evaluation.clients_every > 0 and e.data.validation == 0,
            "clients are judged on their own validation rows, and data.validation is 0",
            "Set data.validation: 0.1, or take this out"),
+    Unused("data.unseen_clients", ("data.validation",),
+           lambda e: e.data.unseen_clients > 0 and e.data.validation == 0,
+           "unseen clients are judged on their own validation rows, and data.validation is 0",
+           "Set data.validation: 0.1, or take this out"),
+    Unused("data.held_out", ("data.partition",), _tests_given, _TESTS_GIVEN, "Take it out"),
+    Unused("data.validation", ("data.partition",), _tests_given, _TESTS_GIVEN, "Take it out"),
+    Unused("evaluation.generate", ("data.held_out",), lambda e: e.data.held_out == 0,
+           "answers are generated for held-out rows, and data.held_out is 0", "Set data.held_out: 0.1, or take it out"),
 )  # fmt: skip
 
 
@@ -245,6 +274,37 @@ def _targets(e: Experiment, _: Facts) -> Iterator[Finding]:
         yield Finding("adapter.modules_to_save", what, "Take it out of targets or out of here")
 
 
+@rule("adapter")
+def _ranks(e: Experiment, _: Facts) -> Iterator[Finding]:
+    if not isinstance(e.adapter, LoraAdapter) or e.adapter.ranks is None:
+        return
+    ranks = e.adapter.ranks
+    values = list(ranks.values()) if isinstance(ranks, dict) else ranks
+    if not values:
+        yield Finding("adapter.ranks", "no rank is given", "Write a list: [4, 8], or take it out")
+    elif max(values) > e.adapter.r:
+        what = f"a client cannot have rank {max(values)}, for adapter.r is {e.adapter.r}"
+        yield Finding("adapter.ranks", what, f"Lower it, or set adapter.r: {max(values)}")
+
+
+def mixed_ranks(e: Experiment, methods: Iterable[Any]) -> str | None:
+    """Why the clients cannot have the different ranks that they are given, under these methods; None when they can."""
+    ranks = getattr(e.adapter, "ranks", None) or []
+    if len(set(ranks.values() if isinstance(ranks, dict) else ranks)) < 2:
+        return None
+    methods = list(methods)
+    if not any(getattr(method, "mixed_ranks", False) for method in methods):
+        title = getattr(methods[0], "title", type(methods[0]).__name__)
+        return f"{title} needs equal ranks: factors of different ranks have no common mean"
+    odd = [method.title for method in methods if "gradient correction" in getattr(method, "roles", ())]
+    return f"{odd[0]} would move the ranks that a client does not have" if odd else None
+
+
+def counts_alike(methods: Iterable[Any]) -> str | None:
+    """The method under which all clients count alike, whatever they weigh; None when there is none."""
+    return next((m.title for m in methods if "delta" in getattr(m, "unweighted", ())), None)
+
+
 def _pattern(text: str) -> Iterator[Finding]:
     if text == "all-linear":
         return
@@ -279,15 +339,33 @@ def _clients(e: Experiment) -> int | None:
     return getattr(e.data.partition, "clients", None)
 
 
-@rule("federation.clients_per_round", "data.partition")
+@rule("data.unseen_clients", "data.partition")
+def _unseen(e: Experiment, _: Facts) -> Iterator[Finding]:
+    clients = _clients(e)
+    if clients and (unseen := e.data.unseen_of(clients)) >= clients:
+        what = f"{unseen} of {clients} clients would never train, and none be left"
+        yield Finding("data.unseen_clients", what, "Lower it, or raise data.partition.clients")
+
+
+@rule("federation.clients_per_round", "data.partition", "data.unseen_clients")
 def _cohort(e: Experiment, _: Facts) -> Iterator[Finding]:
     clients, cohort = _clients(e), e.federation.clients_per_round
+    clients = clients - e.data.unseen_of(clients) if clients else None
     if clients and cohort and cohort > clients:
         yield Finding(
             "federation.clients_per_round",
             f"{cohort} clients a round cannot be selected from {clients}",
             f"Set it to at most {clients}, or raise data.partition.clients",
         )
+
+
+@rule("federation.arrivals", "algorithm")
+def _arrivals(e: Experiment, facts: Facts) -> Iterator[Finding]:
+    if e.federation.arrivals is not None and facts.synchronous:
+        what = (
+            f"{e.algorithm['name']} waits for all of its cohort, so the order in which updates arrive changes nothing"
+        )
+        yield Finding("federation.arrivals", what, "Take it out, or choose an asynchronous algorithm")
 
 
 @rule("federation.early_stopping", "evaluation", "data.held_out")
@@ -323,11 +401,12 @@ def _yardsticks(e: Experiment, _: Facts) -> Iterator[Finding]:
         yield Finding("federation.yardsticks", f"the algorithm is {name} itself", f"Take {name} out of the yardsticks")
 
 
-@rule("evaluation.metric", "model.task")
+@rule("evaluation.metric", "evaluation.generate", "model.task")
 def _metric(e: Experiment, facts: Facts) -> Iterator[Finding]:
     if facts.task is None:
         return
     valid = ["eval_loss", "train_loss", *(f"eval_{name}" for name in facts.task.metrics)]
+    valid += ["eval_exact_match"] if e.evaluation.generate is not None else []
     metric = e.evaluation.metric
     if metric not in valid:
         hint = f"Write eval_{metric}" if f"eval_{metric}" in valid else nearest(metric, valid)
@@ -362,6 +441,14 @@ def _fields(e: Experiment, facts: Facts) -> Iterator[Finding]:
 def _template(e: Experiment, facts: Facts) -> Iterator[Finding]:
     if facts.task is not None and not facts.task.uses_templates and e.data.template != "auto":
         yield Finding("data.template", f"{e.model.task} makes no prompts, so it uses no template", "Take it out")
+
+
+@rule("evaluation.generate", "model.task")
+def _generate(e: Experiment, facts: Facts) -> Iterator[Finding]:
+    if facts.task is not None and not facts.task.uses_templates and e.evaluation.generate is not None:
+        yield Finding(
+            "evaluation.generate", f"{e.model.task} makes no prompts, so no answer is generated", "Take it out"
+        )
 
 
 @rule("data.partition", "model.task")

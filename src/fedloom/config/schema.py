@@ -8,23 +8,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 __all__ = [
+    "AdaptedWeighting",
     "Adapter",
+    "Arrivals",
     "Checkpoints",
     "ColumnPartition",
+    "ConstantArrivals",
     "Data",
     "DirichletPartition",
     "EarlyStopping",
+    "EpisodesWeighting",
     "Evaluation",
     "Experiment",
     "Federation",
     "FullAdapter",
+    "FunctionWeighting",
+    "Generate",
     "GivenPartition",
     "IidPartition",
     "Local",
     "LocalEngine",
+    "LognormalArrivals",
     "LoraAdapter",
     "Model",
     "Partition",
@@ -54,7 +61,8 @@ class Model(Section):
     )
     task: str = Field(
         min_length=1,
-        description="`causal_lm` (instruction tuning), `classification`, or your own `module:attribute`.",
+        description="`causal_lm` (instruction tuning), `classification`, `span_qa` (the answer is a part of a text), or your own "
+        "`module:attribute`.",
     )
     revision: str | None = Field(None, description="The commit or tag of a hub model; pin it to reproduce a run.")
     dtype: Literal["fp32", "bf16"] = Field(
@@ -84,6 +92,16 @@ class LoraAdapter(Section):
     )
     modules_to_save: list[str] = Field(
         [], description="Modules learnt whole beside the adapter; a classification head is always one of them."
+    )
+    ranks: list[Positive] | dict[str, Positive] | None = Field(
+        None,
+        description="Ranks of the clients, each at most r: a list, dealt to them at random ([2, 4, 8]), or one for each client id. "
+        "All have rank r when left out. Only some algorithms combine different ranks.",
+    )
+    aggregation_error: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Measure every round how far the server's factors are from the mean of the clients' products, a layer "
+        "at a time; it takes every client's factors in memory. `auto`: where those of a round take at most 256 MB.",
     )
 
 
@@ -137,10 +155,15 @@ class QuantityPartition(Section):
 
 
 class GivenPartition(Section):
-    """Rows named by a file of yours: JSON {"client id": [row, ...], ...}, rows counted from 0."""
+    """Rows named by a file of yours: JSON {"client id": [row, ...], ...}, rows counted from 0; or a partition file of FedNLP."""
 
     kind: Literal["given"]
-    file: str = Field(min_length=1, description="The JSON file, relative to the experiment file.")
+    file: str = Field(min_length=1, description="The .json or .h5 file, relative to the experiment file.")
+    method: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Of a FedNLP file (.h5): the partition in it, such as `uniform_client_1000`. Its clients' test rows are their "
+        "own evaluation's and, all together, the held-out rows, instead of data.validation and data.held_out.",
+    )
     label: str | None = Field(
         None, description="Column by which the held-out rows are stratified; the task's own label when left out."
     )
@@ -157,7 +180,7 @@ class Data(Section):
 
     source: str = Field(
         min_length=1,
-        description="A JSON, JSONL, CSV or Parquet file, a folder of `datasets`, a hub name, a packaged sample "
+        description="A JSON, JSONL, CSV, Parquet or FedNLP HDF5 file, a folder of `datasets`, a hub name, a packaged sample "
         "(`sample:chatterbot`), or your own callable as `module:attribute`.",
     )
     split: str = Field("train", description="The split of a hub or `datasets` source.")
@@ -167,7 +190,8 @@ class Data(Section):
     )
     fields: dict[str, str] = Field(
         {},
-        description="Our field: your column. causal_lm reads instruction, input, output; classification text, label.",
+        description="Our field: your column. causal_lm reads instruction, input, output; classification text, label; span_qa "
+        "question, context, answer, answer_start.",
     )
     template: Literal["auto", "chat", "alpaca", "vicuna", "plain"] = Field(
         "auto",
@@ -180,6 +204,15 @@ class Data(Section):
         0.1, description="Share of all rows, taken before the partition, on which every model is judged; 0 for none."
     )
     validation: Fraction = Field(0.1, description="Share of each client's rows kept for that client's own evaluation.")
+    unseen_clients: Fraction = Field(
+        0.0,
+        description="Share of the clients (above 0: at least one) that never train and are only judged, on their own "
+        "validation rows: `eval_unseen_...` is their mean.",
+    )
+
+    def unseen_of(self, clients: int) -> int:
+        """How many of so many clients never train."""
+        return max(1, round(self.unseen_clients * clients)) if self.unseen_clients else 0
 
 
 class Schedule(Section):
@@ -197,17 +230,119 @@ class EarlyStopping(Section):
     min_delta: Annotated[float, Field(ge=0)] = Field(0.0, description="The least change that counts as an improvement.")
 
 
+class ConstantArrivals(Section):
+    """All clients take equally long."""
+
+    kind: Literal["constant"]
+    seconds: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="From sending a model until the update has arrived."
+    )
+
+
+class LognormalArrivals(Section):
+    """A client's time is seconds x exp(speed_sigma x z_k + sigma x z): z_k its own, z another each time, standard normal."""
+
+    kind: Literal["lognormal"]
+    seconds: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Median time from sending a model until the update has arrived."
+    )
+    sigma: Annotated[float, Field(ge=0)] = Field(1.0, description="How much one client's times differ from each other.")
+    speed_sigma: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="How much clients differ: at 1, one in six takes at least e times the median, always."
+    )
+
+
+Arrivals = Annotated[ConstantArrivals | LognormalArrivals, Field(discriminator="kind")]
+
+
+class SamplesWeighting(Section):
+    """By the rows a client trains on."""
+
+    kind: Literal["samples"]
+
+
+class TokensWeighting(Section):
+    """By the tokens of those rows."""
+
+    kind: Literal["tokens"]
+
+
+class StepsWeighting(Section):
+    """By the optimizer steps a client takes in a round."""
+
+    kind: Literal["steps"]
+
+
+class UniformWeighting(Section):
+    """All clients alike."""
+
+    kind: Literal["uniform"]
+
+
+class EpisodesWeighting(Section):
+    """By the number of different values a column has among a client's rows: its episodes, say."""
+
+    kind: Literal["episodes"]
+    column: str = Field(min_length=1, description="The column whose values name the episodes.")
+
+
+class AdaptedWeighting(Section):
+    """By rows + mu x episodes (FedMABench's adapted weight, where a row is a step of an episode)."""
+
+    kind: Literal["adapted"]
+    column: str = Field(min_length=1, description="The column whose values name the episodes.")
+    mu: Annotated[float, Field(ge=0)] = Field(
+        7.0, description="How many rows an episode counts for; FedMABench takes 7."
+    )
+
+
+class FunctionWeighting(Section):
+    """By a function of yours, `f(client: str, rows: int, tokens: int) -> float`; short: `weighting: module:attribute`."""
+
+    kind: Literal["function"]
+    function: str = Field(min_length=1, description="The function, as `module:attribute`.")
+
+
+def _weighting_in_short(value: Any) -> Any:
+    """`samples` is {kind: samples}, `module:attribute` is {kind: function, function: module:attribute}."""
+    if not isinstance(value, str):
+        return value
+    return {"kind": "function", "function": value} if ":" in value else {"kind": value}
+
+
+Weighting = Annotated[
+    SamplesWeighting
+    | TokensWeighting
+    | StepsWeighting
+    | UniformWeighting
+    | EpisodesWeighting
+    | AdaptedWeighting
+    | FunctionWeighting,
+    Field(discriminator="kind"),
+]
+
+
 class Federation(Section):
     """The rounds: how many, with how many clients, and what happens when one fails."""
 
     rounds: Positive = Field(description="Number of rounds.")
     clients_per_round: Positive | None = Field(
-        None, description="Clients selected a round, uniformly; all when left out."
+        None,
+        description="Clients selected a round, uniformly; all when left out. With an asynchronous algorithm, the clients "
+        "that are under way at any time.",
     )
-    weighting: Literal["samples", "tokens", "uniform"] = Field("samples", description="What a client's update weighs.")
+    weighting: Annotated[Weighting, BeforeValidator(_weighting_in_short)] = Field(
+        SamplesWeighting(kind="samples"),
+        description="What a client's update weighs: a kind, or a function of yours as `module:attribute`.",
+    )
     on_failure: Literal["stop", "drop"] = Field(
         "stop",
         description="When a client fails: stop the run, or drop the client from the round and re-weight the others.",
+    )
+    arrivals: Arrivals | None = Field(
+        None,
+        description="With an asynchronous algorithm: how long clients take, which decides in what order their updates "
+        "arrive; `lognormal` when left out.",
     )
     schedule: Schedule = Field(Schedule(), description="Learning rate across rounds.")
     early_stopping: EarlyStopping | None = Field(None, description="Stop early when the watched metric stalls.")
@@ -261,6 +396,18 @@ class LocalEngine(Section):
     )
 
 
+class Generate(Section):
+    """Answers written by the model itself, one most likely token after another, and compared with the rows' own."""
+
+    rows: Positive = Field(64, description="Held-out rows to answer, drawn at random once; all when there are fewer.")
+    max_new_tokens: Positive = Field(64, description="Longest answer in tokens.")
+    answer: Literal["number", "last_number", "text"] = Field(
+        "number",
+        description="What must agree: the number behind the last # (GSM8K: `#### 18`), the last number (SVAMP, MultiArith), or the "
+        "whole text but for case, punctuation, articles and spaces.",
+    )
+
+
 class Evaluation(Section):
     """When and how models are judged."""
 
@@ -271,6 +418,10 @@ class Evaluation(Section):
         0, description="Judge on every client's own rows every so many rounds; 0: only after."
     )
     batch_size: Positive = Field(32, description="Examples in an evaluation batch.")
+    generate: Generate | None = Field(
+        None,
+        description="Let a language model also write its own answers to held-out rows, and compare them: `eval_exact_match`.",
+    )
     metric: str = Field("eval_loss", description="The watched metric: names the best model and drives early stopping.")
 
 
@@ -295,7 +446,8 @@ class Experiment(Section):
     adapter: Adapter = Field(LoraAdapter(), description="What is learnt.")
     data: Data = Field(description="The rows and who holds them.")
     algorithm: dict[str, Any] = Field(
-        {"name": "fedavg"}, description="What clients and server compute: a name, or {name: ..., its options}."
+        {"name": "fedavg"},
+        description="What clients and server compute: a name, or {name: ..., its options, with: other methods}.",
     )
     federation: Federation = Field(description="The rounds.")
     local: Local = Field(Local(epochs=1), description="What a client does in a round.")

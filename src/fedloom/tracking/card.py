@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -122,7 +123,7 @@ def _card_content(run: RunFiles, base_model: str, license: str, adapter_dir: Pat
         "kept": kept,
         "headline": summary.headline(run),
         "banner": summary.banner(run, detail=False) if run.status in ("failed", "stopped") else None,
-        "algorithm": _plain(_algorithm(manifest.get("algorithm") or {})),
+        "algorithm": _plain(wording.algorithm_line(manifest.get("algorithm")) or "not stated"),
         "clients": wording.count(len(results.everyone) or manifest.get("clients")),
         "rounds": wording.plural(summary.progress(run)[0], "round"),
         "partition": _plain(_partition(partition)),
@@ -132,6 +133,7 @@ def _card_content(run: RunFiles, base_model: str, license: str, adapter_dir: Pat
         "partition_digest": _plain(manifest.get("partition_digest") or "not stated"),
         "base_digest": _plain(manifest.get("base_model_digest") or "not stated"),
         "adapter_digest": _plain(_adapter_digest(run, adapter_dir)),
+        "residual": _residual(run, adapter_dir),
         "versions": _plain(", ".join(f"{k} {v}" for k, v in versions.items())),
         "metrics": metrics,
         "statistics": results.statistics,
@@ -142,12 +144,6 @@ def _card_content(run: RunFiles, base_model: str, license: str, adapter_dir: Pat
         "down": wording.size(summary.total(run, "bytes_down")),
         "tokens": wording.count(summary.total(run, "tokens")),
     }
-
-
-def _algorithm(algorithm: Record) -> str:
-    options = ", ".join(f"{k} {v}" for k, v in algorithm.items() if k != "name")
-    name = wording.algorithm_label(str(algorithm.get("name") or "not stated"))
-    return f"{name} ({options})" if options else name
 
 
 def _partition(partition: Record) -> str:
@@ -177,6 +173,19 @@ def _adapter_digest(run: RunFiles, adapter_dir: Path) -> str:
     if any(adapter_dir.glob("*.safetensors")):
         return adapter_digest(adapter_dir)
     return str(run.manifest.get("adapter_sha256") or "not stated")
+
+
+def _residual(run: RunFiles, adapter_dir: Path) -> str | None:
+    """What an adapter of a larger rank than was learnt holds; None for the usual one."""
+    learnt, config = (run.config.get("adapter") or {}).get("r"), adapter_dir / "adapter_config.json"
+    rank = json.loads(config.read_text(encoding="utf-8")).get("r") if config.is_file() else None
+    if not learnt or not rank or rank <= learnt:
+        return None
+    return (
+        f"This is one adapter of rank {rank}: the factors of rank {learnt} that were learnt last and, as {rank - learnt} more "
+        "ranks, the residual that the algorithm added to the base weights on the way. The base model without it is not the "
+        "one that was trained."
+    )
 
 
 def _rows(clients: list[summary.ClientResult]) -> str:

@@ -37,6 +37,10 @@ class Progress:
     round: int
     w: Tensor
     server: dict[str, Tensor] = field(default_factory=dict)
+    history: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    """What was sent as of earlier rounds to clients that are still under way: the vector `w`, and what goes beside it."""
+    missed: int = 0
+    """Clients in a row, up to now, whose updates did not come back."""
     best_round: int | None = None
     best_value: float | None = None
     stale: int = 0
@@ -78,8 +82,10 @@ class CheckpointFolder:
         Raises CheckpointError when the disk refuses; the earlier checkpoints stay whole.
         """
         tensors = {"w": progress.w} | {f"server.{k}": v for k, v in progress.server.items()}
+        for version, sent in progress.history.items():  # copies: versions may share what has not changed
+            tensors |= {f"history.{version}.{k}": v.clone() for k, v in sent.items()}
         content = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
-        numbers = {k: v for k, v in asdict(_without_tensors(progress)).items() if k not in ("w", "server")}
+        numbers = {k: v for k, v in asdict(_without_tensors(progress)).items() if k not in ("w", "server", "history")}
         numbers["sha256"] = hashlib.sha256(content).hexdigest()
         path = self._path(progress.round)
         try:
@@ -115,8 +121,8 @@ class CheckpointFolder:
             if hashlib.sha256(content).hexdigest() != numbers.pop("sha256"):
                 raise ValueError("the digest of state.safetensors does not match")
             tensors = safetensors.torch.load(content)
-            server = {k.removeprefix("server."): v for k, v in tensors.items() if k != "w"}
-            return Progress(w=tensors["w"], server=server, **numbers)
+            server = {k.removeprefix("server."): v for k, v in tensors.items() if k.startswith("server.")}
+            return Progress(w=tensors["w"], server=server, history=_history(tensors), **numbers)
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise CheckpointError(
                 f"the checkpoint of round {round} is damaged",
@@ -143,5 +149,14 @@ class CheckpointFolder:
 
 def _without_tensors(progress: Progress) -> Progress:
     plain = Progress(**vars(progress))
-    plain.w, plain.server = None, {}  # type: ignore[assignment]
+    plain.w, plain.server, plain.history = None, {}, {}  # type: ignore[assignment]
     return plain
+
+
+def _history(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    history: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("history."):
+            _, version, name = key.split(".", 2)
+            history.setdefault(int(version), {})[name] = value
+    return history

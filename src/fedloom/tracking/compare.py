@@ -28,6 +28,8 @@ class ComparisonRow:
     before: float | None
     after: float | None
     best: float | None
+    worst: float | None
+    """The mean over the worst tenth of the clients, each on its own rows."""
     bytes_up: float | None
     bytes_down: float | None
     tokens: float | None
@@ -173,12 +175,13 @@ def _row(run: RunFiles, metric: str, name: str) -> ComparisonRow:
     return ComparisonRow(
         name=name,
         path=str(run.path),
-        algorithm=str((run.manifest.get("algorithm") or {}).get("name") or "unknown"),
+        algorithm=wording.algorithm_name(run.manifest.get("algorithm")) or "unknown",
         status=run.status,
         rounds=summary.progress(run)[0],
         before=run.value(metric, "before"),
         after=run.value(metric, "after"),
         best=better(values, default=None),
+        worst=summary.client_results(run, metric).worst,
         bytes_up=summary.total(run, "bytes_up"),
         bytes_down=summary.total(run, "bytes_down"),
         tokens=summary.total(run, "tokens"),
@@ -194,11 +197,15 @@ def _differences(runs: Sequence[RunFiles]) -> list[Difference]:
 
 
 def _flatten(config: Record, prefix: str = "") -> Record:
-    """{"a": {"b": 1}} as {"a.b": 1}; lists are values."""
+    """{"a": {"b": 1}} as {"a.b": 1}, {"a": [{"name": "x", "b": 1}]} as {"a": "x", "a.x.b": 1}; other lists are values."""
     flat: Record = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
             flat |= _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+            flat[f"{prefix}{key}"] = ", ".join(str(item["name"]) for item in value)
+            for item in value:
+                flat |= _flatten({k: v for k, v in item.items() if k != "name"}, f"{prefix}{key}.{item['name']}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

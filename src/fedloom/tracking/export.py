@@ -4,38 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fedloom.aggregation.factors import residuals
 from fedloom.files import atomic_folder
 from fedloom.models.binding import Binding
 from fedloom.tracking.reading import RunArgumentError
+from fedloom.vector.lora import Product
 
 __all__ = ["adapter_digest", "refuse_existing", "save_adapter", "save_merged"]
 
 
-def save_adapter(binding: Binding, w: Tensor, tokenizer: Any, base_model: str, folder: Path) -> str:
+def save_adapter(
+    binding: Binding, w: Tensor, tokenizer: Any, base_model: str, folder: Path, server: Mapping[str, Tensor]
+) -> str:
     """Write the adapter with vector `w` in peft's format (or, without an adapter, the whole model); returns its digest.
 
-    An adapter already there is replaced in one rename.
+    Where the server's state has a residual beside the factors, the adapter holds both: [B U] [A; V], its rank larger by the
+    residual's. An adapter already there is replaced in one rename.
     """
     binding.load(w)
     with _replacing(folder) as aside:
-        _save(binding.model, aside, base_model)
+        _save(binding.model, aside, base_model, residuals(server))
         tokenizer.save_pretrained(aside)
     return adapter_digest(folder)
 
 
-def save_merged(binding: Binding, w: Tensor, tokenizer: Any, folder: Path) -> None:
-    """Write the base model with the adapter folded in: W + (alpha / r) B A; loads with transformers alone.
+def save_merged(binding: Binding, w: Tensor, tokenizer: Any, folder: Path, server: Mapping[str, Tensor]) -> None:
+    """Write the base model with the adapter folded in: W + (alpha / r) (B A + residual); loads with transformers alone.
 
     Raises RunArgumentError when the folder exists.
     """
     refuse_existing(folder)
+    binding.fold(residuals(server))
     binding.load(w)
     model: Any = binding.model
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
@@ -58,13 +65,43 @@ def adapter_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _save(model: Any, folder: Path, base_model: str) -> None:
+def _save(model: Any, folder: Path, base_model: str, products: Mapping[str, Product]) -> None:
     configs = getattr(model, "peft_config", {})
     for config in configs.values():
         config.base_model_name_or_path = base_model  # the name in the experiment, not a cache folder of this machine
     # Embeddings keep their size; left to itself, peft asks the hub whether they do.
-    model.save_pretrained(folder, **({"save_embedding_layers": False} if configs else {}))
+    options: dict[str, Any] = {"save_embedding_layers": False} if configs else {}
+    if products:
+        (config,) = configs.values()
+        before = config.r, config.lora_alpha
+        rank = config.r + max(u.shape[1] for u, _ in products.values())
+        config.r, config.lora_alpha = rank, config.lora_alpha * rank / config.r  # alpha / r stays
+        try:
+            model.save_pretrained(folder, state_dict=_widened(model.state_dict(), products, rank), **options)
+        finally:
+            config.r, config.lora_alpha = before
+    else:
+        model.save_pretrained(folder, **options)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; ours follows
+
+
+def _widened(state: dict[str, Tensor], products: Mapping[str, Product], rank: int) -> dict[str, Tensor]:
+    """The model's tensors with every A as [A; V] and every B as [B U], filled with zeros up to one rank."""
+    wide = {}
+    for key, value in state.items():
+        name, found, _ = key.partition(".lora_A.")
+        if not found:
+            name, found, _ = key.partition(".lora_B.")
+        if found:
+            u, v = products.get(name, (value[:, :0], value[:0]))
+            if found == ".lora_A.":
+                value = torch.cat([value, v.to(value)], 0)
+                value = torch.cat([value, value.new_zeros(rank - len(value), value.shape[1])], 0)
+            else:
+                value = torch.cat([value, u.to(value)], 1)
+                value = torch.cat([value, value.new_zeros(len(value), rank - value.shape[1])], 1)
+        wide[key] = value
+    return wide
 
 
 @contextmanager

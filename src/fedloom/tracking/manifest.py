@@ -20,7 +20,7 @@ from fedloom.tracking.reading import RunFiles
 __all__ = ["check_same", "describe_prepared", "first_manifest", "outcome"]
 
 _PACKAGES = ("fedloom", "torch", "transformers", "peft", "datasets", "numpy", "safetensors")
-_FIXED = ("base_model_digest", "data", "partition_digest", "trainable")
+_FIXED = ("base_model_digest", "data", "partition_digest", "unseen_clients", "trainable")
 
 
 def first_manifest(experiment: Experiment) -> dict[str, Any]:
@@ -57,6 +57,7 @@ def describe_prepared(prepared: Prepared) -> dict[str, Any]:
         },
         "partition_digest": prepared.train.digest,
         "clients": len(prepared.train),
+        "unseen_clients": [prepared.train.clients[k] for k in prepared.unseen],
         "trainable": {
             "n": layout.n,
             "model_parameters": sum(p.numel() for p in prepared.binding.model.parameters()),

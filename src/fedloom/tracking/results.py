@@ -36,7 +36,7 @@ def write_adapter(prepared: Prepared, progress: Progress, path: Path) -> str:
         progress = CheckpointFolder(path / "checkpoints", keep).load(progress.best_round)
     name = prepared.experiment.model.path
     with writing("the adapter", path):
-        return save_adapter(prepared.binding, progress.w, prepared.tokenizer, name, path / "adapter")
+        return save_adapter(prepared.binding, progress.w, prepared.tokenizer, name, path / "adapter", progress.server)
 
 
 def write_pages(path: Path, base_model: str) -> None:

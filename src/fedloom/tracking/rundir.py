@@ -23,7 +23,7 @@ from fedloom.tracking.reading import RunArgumentError, no_run
 __all__ = ["RunDir", "read_manifest", "writing"]
 
 _to_json = json.JSONEncoder(allow_nan=False).encode
-_RECORDS = ("metrics.jsonl", "clients.jsonl", "events.jsonl")
+_RECORDS = ("metrics.jsonl", "clients.jsonl", "layers.jsonl", "events.jsonl")
 
 
 class _Log(logging.FileHandler):
@@ -113,6 +113,10 @@ class RunDir:
     def clients(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append client records to `clients.jsonl`."""
         self._append("clients.jsonl", records)
+
+    def layers(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append records of layers to `layers.jsonl`."""
+        self._append("layers.jsonl", records)
 
     def event(self, round: int, kind: str, text: str) -> None:
         """Append one event to `events.jsonl` and to the log."""

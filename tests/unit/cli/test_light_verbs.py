@@ -136,6 +136,7 @@ def test_a_missing_file_names_the_near_one(file: Path) -> None:
         (["list", "models"], 0),
         (["list", "tasks"], 0),
         (["list", "algorithms"], 0),
+        (["explain", "algorithm.fedprox"], 0),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )

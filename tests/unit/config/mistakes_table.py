@@ -142,7 +142,7 @@ CASES = [
     Case(changed("  rounds: 3", "  rounds: 3\n  <<: {on_failure: drop}"), "federation.<<", "no such key"),
     # unknown keys
     Case(["sed=1"], "sed", "'seed'"),
-    Case(["federation.round=3"], "federation.round", "Valid: clients_per_round"),
+    Case(["federation.round=3"], "federation.round", "Valid: arrivals, clients_per_round"),
     Case(["local.learning_rate=0.1"], "local.learning_rate", "called `lr`"),
     Case(["adapter.rank=8"], "adapter.rank", "called `r`, and is given too"),
     Case(["adapter.lora_alpha=8"], "adapter.lora_alpha", "called `alpha`"),
@@ -193,7 +193,14 @@ CASES = [
     Case(["model.task=1"], "model.task", "not text"),
     Case(["local.optimizer=adamm"], "local.optimizer", "'adam'"),
     Case(["model.dtype=float16"], "model.dtype", "Valid: bf16, fp32"),
-    Case(["federation.weighting=sample"], "federation.weighting", "'samples'"),
+    Case(["federation.weighting=sample"], "federation.weighting.kind", "'samples'"),
+    Case(["federation.weighting={column: shop}"], "federation.weighting.kind", "one of samples, tokens"),
+    Case(["federation.weighting=episodes"], "federation.weighting.column", "required"),
+    Case(["federation.weighting={kind: episodes, column: ''}"], "federation.weighting.column", "not empty"),
+    Case(["federation.weighting={kind: adapted, column: shops}"], "federation.weighting.column", "'shop'"),
+    Case(["federation.weighting={kind: adapted, column: shop, mu: -1}"], "federation.weighting.mu", "of at least 0"),
+    Case(["federation.weighting=mien:weight"], "federation.weighting.function", "'mine:weight'"),
+    Case(["federation.weighting={kind: function, function: w}"], "federation.weighting.function", "my_weights:w"),
     Case(["data.template=alpacca"], "data.template", "'alpaca'"),
     Case(["engine.group_size=aut"], "engine.group_size", "'auto'"),
     Case(["engine.group_size=0"], "engine.group_size", "whole number of at least 1"),
@@ -221,6 +228,12 @@ CASES = [
     Case(["data.partition={kind: dirichet, clients: 3}"], "data.partition.kind", "'dirichlet'"),
     Case(["data.partition={kind: 3, clients: 3}"], "data.partition.kind", "3 is not a kind of partition"),
     Case(["data.partition={kind: [iid], clients: 3}"], "data.partition.kind", "is not a kind of partition"),
+    Case(["federation.arrivals=lognormall"], "federation.arrivals.kind", "'lognormal'"),
+    Case(["federation.arrivals={sigma: 1.0}"], "federation.arrivals.kind", "missing"),
+    Case(
+        ["federation.arrivals={kind: constant, sigma: 1.0}"], "federation.arrivals.sigma", "belongs to kind lognormal"
+    ),
+    Case(["federation.arrivals=constant"], "federation.arrivals", "waits for all of its cohort"),
     Case(["federation.schedule=cosin"], "federation.schedule.kind", "'cosine'"),
     # overrides
     Case(["rounds"], "rounds", "key.sub=value"),
@@ -252,7 +265,8 @@ CASES = [
     Case(["model.path=nowhere:build"], "model.path", "neither in"),
     Case(["model.revision=main"], "model.revision", "only a hub model"),
     Case(["data.partition={kind: given, file: client.json}"], "data.partition.file", "'clients.json'"),
-    Case(["data.partition={kind: given, file: rows.jsonl}"], "data.partition.file", "not a JSON file"),
+    Case(["data.partition={kind: given, file: rows.jsonl}"], "data.partition.file", "neither a JSON nor"),
+    Case(["data.partition={kind: given, file: clients.json, method: uniform}"], "data.partition.method", "no methods"),
     Case(["data.split=test"], "data.split", "only a hub name or a folder"),
     Case(["data.source=rows.jsonl", "data.split=test"], "data.split", "the source is rows.jsonl"),
     # columns of a packaged sample

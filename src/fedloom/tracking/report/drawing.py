@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COLOURS", "CYCLE", "INK", "MUTED", "sheet", "spread_apart", "to_svg", "write_picture"]
+__all__ = ["COLOURS", "CYCLE", "INK", "MUTED", "PAPER", "sheet", "spread_apart", "to_svg", "write_picture"]
 
 INK, MUTED, GRID, PAPER = "#1f2a37", "#5b6875", "#e3e8ee", "#ffffff"
 # Blue, vermilion and bluish green: told apart with any colour vision, and dark enough to carry text.

@@ -10,11 +10,22 @@ from typing import Any
 import numpy as np
 
 from fedloom.tracking.reading import RunArgumentError, RunFiles
-from fedloom.tracking.report.drawing import COLOURS, CYCLE, INK, MUTED, sheet, spread_apart, to_svg, write_picture
+from fedloom.tracking.report.distribution import Distribution
+from fedloom.tracking.report.drawing import (
+    COLOURS,
+    CYCLE,
+    INK,
+    MUTED,
+    PAPER,
+    sheet,
+    spread_apart,
+    to_svg,
+    write_picture,
+)
 from fedloom.tracking.report.summary import Spread, spread_by_round
 from fedloom.tracking.report.wording import algorithm_label, lower_is_better, metric_label, number, shorten, size
 
-__all__ = ["Line", "bytes_figure", "curve_figure", "hero_picture", "histogram_figure", "metric_lines"]
+__all__ = ["Line", "bytes_figure", "curve_figure", "deciles_figure", "hero_picture", "histogram_figure", "metric_lines"]
 
 WIDE, HALF = 900.0, 440.0
 
@@ -34,8 +45,8 @@ class Line:
 
 def metric_lines(run: RunFiles, metric: str, local_spread: dict[int, Spread] | None = None) -> list[Line]:
     """The run's curve of one metric, and its yardsticks'."""
-    name = str((run.manifest.get("algorithm") or {}).get("name") or "this run")
-    lines = [Line(algorithm_label(name), COLOURS["run"], *run.curve(metric))]
+    label = algorithm_label(run.manifest.get("algorithm")) or "this run"
+    lines = [Line(label, COLOURS["run"], *run.curve(metric))]
     for kind in ("local", "central"):
         other = run.yardstick(kind)
         if other is None:
@@ -189,6 +200,35 @@ def histogram_figure(values: Sequence[float], before: Sequence[float], metric: s
         axes.yaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
         axes.xaxis.set_major_formatter(_ticks(metric, axes.get_xlim()))
         return to_svg(figure, f"Histogram of {metric_label(metric)} over {len(values):,} clients", name)
+
+
+def deciles_figure(distributions: Sequence[Distribution], metric: str, name: str, *, wide: bool = True) -> str | None:
+    """A bar a set of clients: a line from the least to the greatest, bars over the middle 80% and 40%, the median, the mean."""
+    if not distributions or len(distributions[0].values) < 2:
+        return None
+    width, height = WIDE if wide else HALF, 62.0 + 34 * len(distributions)
+    with sheet(width, height) as figure:
+        axes = figure.add_axes((118 / width, 46 / height, (width - 138) / width, (height - 56) / height))
+        for y, one in enumerate(distributions):
+            q = one.deciles
+            axes.hlines(y, one.values[0], one.values[-1], color=one.colour, linewidth=1.4)
+            axes.barh(y, q[8] - q[0], left=q[0], height=0.52, color=one.colour, alpha=0.28)
+            axes.barh(y, q[6] - q[2], left=q[2], height=0.52, color=one.colour, alpha=0.45)
+            axes.vlines(q[4], y - 0.26, y + 0.26, color=one.colour, linewidth=2.4)
+            axes.plot(one.mean, y, "o", color=PAPER, markeredgecolor=one.colour, markersize=6.5, markeredgewidth=1.8)
+        axes.set_ylim(len(distributions) - 0.5, -0.5)
+        axes.set_yticks(range(len(distributions)), [one.label for one in distributions])
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", visible=True)
+        axes.set_xlabel(f"{metric_label(metric)} on the client's own rows")
+        axes.xaxis.set_major_locator(_few_ticks())
+        axes.xaxis.set_major_formatter(_ticks(metric, axes.get_xlim()))
+        said = "; ".join(
+            f"{one.label}: median {number(one.deciles[4], metric)}, 10% to 90% from {number(one.deciles[0], metric)} "
+            f"to {number(one.deciles[8], metric)}"
+            for one in distributions
+        )
+        return to_svg(figure, f"{metric_label(metric)} over the clients. {said}", name)
 
 
 def hero_picture(run_dir: Path | str, path: Path | str) -> Path:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedloom.files import write_atomic
 from fedloom.tracking.reading import Record, RunFiles
 from fedloom.tracking.report import summary, wording
+from fedloom.tracking.report.distribution import distributions
 from fedloom.tracking.report.drawing import CYCLE
-from fedloom.tracking.report.figures import Line, bytes_figure, curve_figure, histogram_figure, metric_lines
+from fedloom.tracking.report.figures import (
+    Line,
+    bytes_figure,
+    curve_figure,
+    deciles_figure,
+    histogram_figure,
+    metric_lines,
+)
 from fedloom.tracking.report.partition_figures import partition_figure
 
 __all__ = ["Figure", "render", "write_report"]
@@ -53,7 +60,8 @@ def render(template: str, content: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        n: getattr(wording, n) for n in ("count", "number", "size", "duration", "clean", "shorten", "plural")
+        n: getattr(wording, n)
+        for n in ("count", "deviation", "number", "size", "duration", "clean", "shorten", "plural")
     }
     environment.filters["picture"] = Markup  # only ever given SVG drawn here, whose texts matplotlib has escaped
     return environment.get_template(template).render(content)
@@ -62,8 +70,9 @@ def render(template: str, content: dict[str, Any]) -> str:
 def _content(run: RunFiles) -> dict[str, Any]:
     results = summary.client_results(run)
     main, others = _curves(run)
-    after = [c.after for c in results.everyone if c.after is not None]
-    before = [c.before for c in results.everyone if c.before is not None]
+    spread = distributions(results)
+    sets = {one.label: one.values.tolist() for one in spread}
+    after, before = sets.get("After training", []), sets.get("Before training", [])
     many = len(results.everyone) > 40
     return {
         "title": run.name,
@@ -78,6 +87,9 @@ def _content(run: RunFiles) -> dict[str, Any]:
         "partition": partition_figure(run.partition),
         "results": results,
         "scale": bar_scale(results),
+        "spread": spread if len(after) > 1 else [],
+        "deciles": deciles_figure(spread, run.metric, "deciles"),
+        "deciles_narrow": deciles_figure(spread, run.metric, "deciles-narrow", wide=False),
         "metric_label": wording.metric_label(run.metric),
         "better": "lower" if wording.lower_is_better(run.metric) else "higher",
         "histogram": histogram_figure(after, before, run.metric, "histogram") if many else None,
@@ -101,7 +113,10 @@ def _curves(run: RunFiles) -> tuple[Figure | None, list[Figure]]:
     """The watched metric in large, the other metrics, the training loss and the learning rate in small."""
     alone = run.yardstick("local")
     figures: list[Figure] = []
-    metrics = run.metrics()
+    apart = (
+        f"eval_unseen_{run.metric.removeprefix('eval_')}"  # of the unseen clients' metrics, the watched one is enough
+    )
+    metrics = [m for m in run.metrics() if not m.startswith("eval_unseen_") or m == apart]
     for k, metric in enumerate([*metrics[:MOST_METRICS], "train_loss"]):
         wide = k == 0 and bool(metrics)
         spread = summary.spread_by_round(alone, metric) if alone and metric != "train_loss" else None
@@ -111,6 +126,7 @@ def _curves(run: RunFiles) -> tuple[Figure | None, list[Figure]]:
             continue
         better = "lower" if wording.lower_is_better(metric) else "higher"
         where = "on the rows trained on" if metric == "train_loss" else "on the held-out rows"
+        where = "on the own rows of clients that never train" if metric.startswith("eval_unseen_") else where
         caption = f"{where}; {better} is better"
         if spread and wide:
             caption += ". The band holds the middle 80% of the models that the clients trained alone"
@@ -174,10 +190,7 @@ def _provenance(run: RunFiles) -> list[tuple[str, str]]:
         ("Started", m.get("started")),
         ("Finished", m.get("finished")),
         ("Seed", m.get("seed")),
-        (
-            "Algorithm",
-            json.dumps(m["algorithm"]) if len(m.get("algorithm") or {}) > 1 else (m.get("algorithm") or {}).get("name"),
-        ),
+        ("Algorithm", wording.algorithm_line(m.get("algorithm"))),
         ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items() if v)),
         ("Machine", ", ".join(str(p) for p in machine if p)),
         ("Data", data.get("source")),

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from fedloom.tracking.reading import RunFiles, is_number
+from fedloom.tracking.report.distribution import worst_tenth
 from fedloom.tracking.report.wording import (
     MISSING,
     algorithm_label,
     clean,
     count,
+    deviation,
     duration,
     lower_is_better,
     metric_label,
@@ -179,7 +181,7 @@ def tiles(run: RunFiles) -> list[Tile]:
 
 def _two_metrics(run: RunFiles) -> list[str]:
     """The watched metric and one that says something else: of the other direction if there is one."""
-    metrics = run.metrics()
+    metrics = [m for m in run.metrics() if not m.startswith("eval_unseen_")]
     others = sorted(metrics[1:], key=lambda m: lower_is_better(m) == lower_is_better(metrics[0]))
     return [*metrics[:1], *others[:1]]
 
@@ -239,6 +241,7 @@ class ClientResult:
     train_loss: float | None = None
     rounds: int = 0
     dropped: int = 0
+    unseen: bool = False
 
 
 @dataclass(frozen=True)
@@ -265,10 +268,16 @@ class ClientResults:
         filled = {n: any(getattr(c, n) is not None for c in self.shown) for n in names}
         return filled | {"dropped": any(c.dropped for c in self.shown)}
 
+    @property
+    def worst(self) -> float | None:
+        """The mean over the worst tenth of the clients that train."""
+        values = [c.after for c in self.everyone if c.after is not None and not c.unseen]
+        return worst_tenth(values, self.metric) if values else None
 
-def client_results(run: RunFiles) -> ClientResults:
-    """Results per client, from partition.json and clients.jsonl, streamed."""
-    metric = run.metric
+
+def client_results(run: RunFiles, metric: str | None = None) -> ClientResults:
+    """Results per client by a metric, or the watched one, from partition.json and clients.jsonl, streamed."""
+    metric = metric or run.metric
     clients: dict[str, ClientResult] = {}
     sizes = run.partition.get("rows") or []
     for k, name in enumerate(run.partition.get("clients") or []):
@@ -277,6 +286,7 @@ def client_results(run: RunFiles) -> ClientResults:
         name = str(record.get("client"))
         result = clients.get(name) or clients.setdefault(name, ClientResult(clean(name)))
         if "evaluated" in record:
+            result.unseen = bool(record.get("unseen"))
             if record["evaluated"] == "own" and is_number(record.get(metric)):
                 moment = "before" if record.get("round") == 0 else "after"
                 setattr(result, moment, float(record[metric]))
@@ -315,24 +325,25 @@ def _ranked(clients: Sequence[ClientResult], metric: str) -> tuple[list[ClientRe
 
 
 def _statistics(clients: Sequence[ClientResult], metric: str) -> list[Tile]:
-    values = np.sort([c.after for c in clients if c.after is not None])
-    if values.size == 0:
-        return []
-    if values.size == 1:
-        return [Tile("The one client", number(float(values[0]), metric))]
-    if lower_is_better(metric):
-        values = values[::-1]
-    worst = values[: max(1, round(0.1 * values.size))]
-    word = "the worst client" if worst.size == 1 else f"mean of the worst {worst.size:,}"
-    deviation = (
-        f"{100 * values.std():.1f} points" if number(0.5, metric).endswith("%") else number(float(values.std()), metric)
-    )
-    return [
-        Tile("Mean", number(float(values.mean()), metric), f"over {plural(values.size, 'client')}"),
-        Tile("Worst 10%", number(float(worst.mean()), metric), word),
-        Tile("Best client", number(float(values[-1]), metric)),
-        Tile("Standard deviation", deviation, "between clients"),
-    ]
+    """The key figures over the clients that train, then over those that never do."""
+    seen, unseen = ([c.after for c in clients if c.after is not None and c.unseen == u] for u in (False, True))
+    tiles = []
+    if len(seen) == 1:
+        tiles.append(Tile("The one client", number(seen[0], metric)))
+    elif seen:
+        count_ = max(1, round(0.1 * len(seen)))
+        word = "the worst client" if count_ == 1 else f"mean of the worst {count_:,}"
+        best = min(seen) if lower_is_better(metric) else max(seen)
+        tiles += [
+            Tile("Mean", number(float(np.mean(seen)), metric), f"over {plural(len(seen), 'client')}"),
+            Tile("Worst 10%", number(worst_tenth(seen, metric), metric), word),
+            Tile("Best client", number(best, metric)),
+            Tile("Standard deviation", deviation(float(np.std(seen)), metric), "between clients"),
+        ]
+    if unseen:
+        note = f"mean over {plural(len(unseen), 'client')} that never trained"
+        tiles.append(Tile("Unseen clients", number(float(np.mean(unseen)), metric), note))
+    return tiles
 
 
 def _gain(clients: Sequence[ClientResult], metric: str) -> str:
@@ -343,7 +354,7 @@ def _gain(clients: Sequence[ClientResult], metric: str) -> str:
         gains = [
             sign * (c.after - getattr(c, attribute))
             for c in clients
-            if c.after is not None and getattr(c, attribute) is not None
+            if not c.unseen and c.after is not None and getattr(c, attribute) is not None
         ]
         if gains:
             parts.append(f"{text} for {sum(g > 0 for g in gains):,} of {plural(len(gains), 'client')}")
@@ -352,7 +363,7 @@ def _gain(clients: Sequence[ClientResult], metric: str) -> str:
 
 def subtitle(run: RunFiles) -> str:
     """The method, task, model and data in one line."""
-    algorithm = algorithm_label(str((run.manifest.get("algorithm") or {}).get("name", "")))
+    algorithm = algorithm_label(run.manifest.get("algorithm"))
     data = (run.manifest.get("data") or {}).get("source")
     parts = (algorithm, run.manifest.get("task"), run.manifest.get("model"), data)
     return " · ".join(clean(p) for p in parts if p)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
+
+from fedloom.algorithms import ALGORITHMS
 
 __all__ = [
     "algorithm_label",
+    "algorithm_line",
+    "algorithm_name",
     "clean",
     "clean_lines",
     "count",
+    "deviation",
     "duration",
     "lower_is_better",
+    "methods",
     "metric_label",
     "number",
     "plural",
@@ -21,6 +29,10 @@ __all__ = [
 
 _PERCENT = ("accuracy", "exact_match", "f1")
 _RISING = (*_PERCENT, "auc", "ndcg", "hit_rate", "mcc")  # as the evaluator has it; a test holds them together
+_YARDSTICKS = {
+    "local": "Clients alone",
+    "central": "Pooled data",
+}
 MISSING = "–"
 
 
@@ -35,12 +47,34 @@ def metric_label(metric: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def algorithm_label(name: str) -> str:
-    """ "fedavg" as "FedAvg"; the two yardsticks by what they mean; any other name as it is."""
-    known = {"local": "Clients alone", "central": "Pooled data", "scaffold": "SCAFFOLD"}
-    if name in known:
-        return known[name]
-    return f"Fed{name[3:].capitalize()}" if name.startswith("fed") and name.isalpha() else clean(name)
+def methods(algorithm: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The methods of a manifest's `algorithm`, with their options: `{"name": ..., "with": [...]}` is several."""
+    if not algorithm:
+        return []
+    others = [m for m in algorithm.get("with") or [] if isinstance(m, dict)]
+    return [{key: value for key, value in algorithm.items() if key != "with"}, *others]
+
+
+def algorithm_name(algorithm: Mapping[str, Any] | None) -> str:
+    """The name as in the file, "fedavg"; that of several methods as "fedprox with fedadam"; empty where none is told."""
+    return " with ".join(str(method.get("name")) for method in methods(algorithm))
+
+
+def algorithm_label(algorithm: Mapping[str, Any] | str | None) -> str:
+    """ "fedavg" as "FedAvg", as its class is called; the yardsticks by what they mean; a name of the user's own as it is."""
+    if algorithm is None or not isinstance(algorithm, str):
+        return " with ".join(algorithm_label(str(method.get("name"))) for method in methods(algorithm))
+    return _YARDSTICKS.get(algorithm) or clean(ALGORITHMS.get(algorithm, f":{algorithm}").partition(":")[2])
+
+
+def algorithm_line(algorithm: Mapping[str, Any] | None) -> str:
+    """Methods with their options: "FedProx (mu 0.1) with FedAdam (lr 0.01, tau 0.001)"."""
+    parts = []
+    for method in methods(algorithm):
+        options = ", ".join(f"{k} {clean(v)}" for k, v in method.items() if k != "name" and v not in (None, [], {}))
+        label = algorithm_label(str(method.get("name")))
+        parts.append(f"{label} ({options})" if options else label)
+    return " with ".join(parts)
 
 
 def number(value: float | None, metric: str = "") -> str:
@@ -59,6 +93,11 @@ def number(value: float | None, metric: str = "") -> str:
     if size_ >= 0.1 or value == 0:
         return f"{value:.2f}" if size_ >= 1 or value == 0 else f"{value:.3f}"
     return f"{value:.2g}"
+
+
+def deviation(value: float, metric: str) -> str:
+    """A standard deviation: in points where the metric is in percent."""
+    return f"{100 * value:.1f} points" if number(0.5, metric).endswith("%") else number(value, metric)
 
 
 def count(value: float | None) -> str:

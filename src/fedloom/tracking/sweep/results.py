@@ -1,0 +1,152 @@
+"""What one run of a sweep came to, from its run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedloom.config.document import parse
+from fedloom.tracking.reading import RunFiles, is_number, is_run
+from fedloom.tracking.report import summary
+from fedloom.tracking.report.wording import lower_is_better
+
+__all__ = ["Curve", "Goal", "Reached", "RunResult", "differing", "flatten", "read_run"]
+
+
+class Goal(NamedTuple):
+    """A value of a metric to reach."""
+
+    metric: str
+    value: float
+
+
+class Curve(NamedTuple):
+    """A metric where it was judged: the rounds, the values, and the bytes sent both ways until then."""
+
+    rounds: tuple[int, ...]
+    values: tuple[float, ...]
+    bytes: tuple[float, ...]
+
+
+NOT_JUDGED = Curve((), (), ())
+
+
+class Reached(NamedTuple):
+    """When a goal was first seen to be reached; exact: the round before had been judged too."""
+
+    round: int
+    bytes: float
+    exact: bool
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One variant with one seed. Bytes and seconds are means a round and sums; None where the run does not say."""
+
+    name: str
+    variant: str
+    seed: int
+    status: str = "waiting"
+    failure: str | None = None
+    before: float | None = None
+    final: float | None = None
+    own: float | None = None
+    """The mean over the clients, each judged on its own rows (with its own vector, where it has one)."""
+    worst: float | None = None
+    """The mean of the worst tenth of them."""
+    curve: Curve = NOT_JUDGED
+    reached: Reached | None = None
+    up: float | None = None
+    down: float | None = None
+    seconds: float | None = None
+    digests: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def read_run(
+    path: Path, variant: str, seed: int, metric: str, goal: Goal | None, status: str, failure: str | None = None
+) -> RunResult:
+    """The result of a run as its directory holds it; what only its caller knows is where it stands, and why it failed."""
+    name = path.name
+    if not is_run(path) or status == "waiting":
+        return RunResult(name, variant, seed, status, failure)
+    run = RunFiles.open(path)
+    own = [r for r in run.client_records() if r.get("evaluated") == "own" and is_number(r.get(metric))]
+    last = max((int(r["round"]) for r in own), default=0)
+    values = [float(r[metric]) for r in own if int(r["round"]) == last] if last else []
+    manifest = run.manifest
+    return RunResult(
+        name,
+        variant,
+        seed,
+        status,
+        failure or manifest.get("failure") if status == "failed" else None,
+        run.value(metric, "before"),
+        run.value(metric, "after"),
+        _mean(values),
+        worst_tenth(values, metric),
+        _curve(run, metric),
+        _reached(run, goal) if goal else None,
+        _mean(run.curve("bytes_up")[1]),
+        _mean(run.curve("bytes_down")[1]),
+        manifest.get("seconds") or summary.total(run, "seconds"),
+        {
+            "data": (manifest.get("data") or {}).get("digest"),
+            "partition": manifest.get("partition_digest"),
+            "base model": manifest.get("base_model_digest"),
+        },
+    )
+
+
+def worst_tenth(values: list[float], metric: str) -> float | None:
+    """The mean of the worst tenth, at least one."""
+    ranked = sorted(values, reverse=lower_is_better(metric))
+    return _mean(ranked[: max(1, round(0.1 * len(ranked)))])
+
+
+def differing(one: str, other: str) -> list[str]:
+    """The keys on which two resolved experiments disagree."""
+    if one == other:
+        return []
+    a, b = flatten(parse(one).data), flatten(parse(other).data)
+    return [key for key in dict.fromkeys([*a, *b]) if a.get(key, ...) != b.get(key, ...)]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = isinstance(value, dict) and value
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _sent(run: RunFiles) -> dict[int, float]:
+    """Bytes sent both ways until the end of each round."""
+    rounds = [int(r["round"]) for r in run.rounds]
+    each = (float(r.get("bytes_up") or 0) + float(r.get("bytes_down") or 0) for r in run.rounds)
+    return dict(zip(rounds, accumulate(each), strict=True))
+
+
+def _curve(run: RunFiles, metric: str) -> Curve:
+    rounds, values = run.curve(metric)
+    sent = _sent(run)
+    return Curve(tuple(rounds), tuple(values), tuple(sent[r] for r in rounds))
+
+
+def _reached(run: RunFiles, goal: Goal) -> Reached | None:
+    curve = _curve(run, goal.metric)
+    sign = -1.0 if lower_is_better(goal.metric) else 1.0
+    for k, value in enumerate(curve.values):
+        if sign * (value - goal.value) >= 0:
+            exact = k == 0 or curve.rounds[k - 1] == curve.rounds[k] - 1
+            return Reached(curve.rounds[k], curve.bytes[k], exact)
+    return None
