@@ -18,8 +18,8 @@ PRINTED = {
         for method in ("grouped", "grouped, G = all", "in place", "auto", "plain")
     ],
     "memory": [
-        r"4 clients: +[\d.]+ MB above what was loaded, ratio 1\.00",
-        r"16 clients: +[\d.]+ MB above what was loaded, ratio \d",
+        r"4 clients, +\d+ rounds: +[\d.]+ MB above what was loaded, ratio 1\.00",
+        r"16 clients, +\d+ rounds: +[\d.]+ MB above what was loaded, ratio \d",
     ],
     "loop": [rf"differences and sums in NumPy {RATIO}", rf"sums alone in NumPy {RATIO}"],
     "aggregation": [
