@@ -132,6 +132,7 @@ def compare(setting: Setting, size: Size, repetitions: int, with_pfl: bool) -> N
         "grouped, G = all": {"local": {"grouping": "grouped"}, "engine": {"group_size": setting.clients}},
         "in place": {"local": {"grouping": "in_place"}},
         "auto": {},
+        "auto, error told": {"adapter": {"aggregation_error": "auto"}},  # which the others do not measure
     }
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
