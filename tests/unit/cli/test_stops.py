@@ -108,7 +108,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(write, harm) ->
     assert fedloom("resume", "runs/tiny", "--json").json["adapter_sha256"] == reference(file)
 
 
-@pytest.mark.parametrize(("passes", "tensorboard"), [(2, False), (9, True), (13, False)])
+@pytest.mark.parametrize(
+    ("passes", "tensorboard"), [(9, True), *(pytest.param(k, False, marks=pytest.mark.slow) for k in (2, 13))]
+)
 def test_a_full_disk_is_one_message_and_the_run_goes_on_later(write, passes, tensorboard) -> None:
     """No file can grow beyond 1000 bytes from some moment on: in the first evaluation, in the second round, in the third."""
     file = write(**OWN, tensorboard=tensorboard)

@@ -200,6 +200,7 @@ def test_dry_run_lists_every_run_and_writes_nothing(sweep):
 # --- what it runs ---
 
 
+@pytest.mark.slow
 def test_a_sweep_from_one_end_to_the_other_and_again(sweep):
     file = sweep(seeds=[0, 1], target={"metric": "eval_loss", "value": 100.0})
     done = fedloom("sweep", file, "--json")
@@ -246,6 +247,7 @@ def test_a_sweep_from_one_end_to_the_other_and_again(sweep):
     assert {name: inode()[name] for name in before} == before
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_and_the_others_go_on(sweep):
     runs = [{"name": "wild", "local.optimizer": "sgd", "local.lr": 1e30}, *RUNS]
     done = fedloom("sweep", sweep(runs=runs))
@@ -257,6 +259,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(sweep):
     assert "1 run failed, and is not counted" in page and "Lower `local.lr`" in page
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_even_begin_is_told(sweep):
     runs = [{"model.path": "own:nothing", "name": "odd"}, RUNS[1]]
     done = fedloom("sweep", sweep(runs=runs))
@@ -278,6 +281,7 @@ def rounds(run: str) -> int:
 TROUBLED = SMALL | {"model__path": "own:troubled", "federation__rounds": 4}
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_started_again_it_ends_the_same(sweep):
     file = sweep(changes=TROUBLED)
     first = Process("sweep", file, SLOW=0.3)
@@ -298,6 +302,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(sweep):
     assert finals == {name: manifest["after"]["eval_loss"] for name, manifest in expected.items()}
 
 
+@pytest.mark.slow
 def test_one_interrupt_ends_the_rounds_and_the_same_command_goes_on(sweep):
     file = sweep(changes=TROUBLED)
     run = Process("sweep", file, "--jobs", 1, SLOW=0.2)
@@ -314,6 +319,7 @@ def test_one_interrupt_ends_the_rounds_and_the_same_command_goes_on(sweep):
     assert len(adapters()) == 2
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_stops_at_once(sweep):
     file = sweep(changes=TROUBLED)
     run = Process("sweep", file, "--jobs", 1, SLOW=1)
@@ -327,6 +333,7 @@ def test_a_second_interrupt_stops_at_once(sweep):
     assert json.loads(Path("runs/both/runs/fedavg--seed-0/manifest.json").read_text())["status"] == "stopped"
 
 
+@pytest.mark.slow
 def test_two_sweeps_do_not_share_a_folder(sweep):
     file = sweep(changes=TROUBLED)
     run = Process("sweep", file, SLOW=0.5)
@@ -340,6 +347,7 @@ def test_two_sweeps_do_not_share_a_folder(sweep):
         run.end()
 
 
+@pytest.mark.slow
 def test_children_keep_to_their_threads(sweep, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     assert fedloom("sweep", sweep(runs=RUNS[:1], set={"engine.threads": 1})).code == 0

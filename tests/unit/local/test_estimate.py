@@ -134,7 +134,7 @@ def test_exact_in_double_precision_and_of_the_order_that_the_formulas_have():
 @pytest.mark.parametrize("kind", KINDS)
 def test_unbiased_with_the_known_error(kind, tmp_path):
     """||g_hat - g||^2 / ||g||^2 is (d + 1) / N; here on a quadratic whose gradient is known."""
-    d, count = 40, 1000
+    d, count = 40, 400
     centres = np.random.default_rng(0).normal(size=(20, d)).tolist()
     prepared = quadratic(centres, local={"gradient": {"kind": kind, "directions": count}})
     t = make_trainer(prepared, grouped=False)
