@@ -57,14 +57,9 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, base: Path | None =
 
 def prepare(experiment: Experiment) -> Prepared:
     """The experiment with its model, data and partition loaded."""
-    from fedloom.engines.layers import make_choice
-    from fedloom.local.prepare import prepare as prepare_with
-    from fedloom.local.scores import with_proxy
+    from fedloom.engines.worker import prepare as prepare_for_engines
 
-    algorithm = algorithms.build(experiment.algorithm, experiment.base)
-    prepared = with_proxy(prepare_with(experiment, algorithm)).with_algorithm(algorithm)
-    make_choice(prepared)  # layers that the model has not are refused now
-    return prepared
+    return prepare_for_engines(experiment)
 
 
 def run(
@@ -191,6 +186,7 @@ def _federate(
     try:
         finished = federation.run()
     finally:
+        federation.engine.close()
         if curves:
             curves.close()
     run_dir.update_manifest(**outcome(run_dir.path, federation.progress))

@@ -16,12 +16,11 @@ from fedloom.engines.broadcast import broadcast, bytes_down_of
 from fedloom.engines.collect import Collected
 from fedloom.engines.group import Assignment, ClientReport
 from fedloom.engines.layers import CHOSEN, GRADIENT, make_choice
-from fedloom.engines.local import LocalEngine
+from fedloom.engines.make import make_engine
 from fedloom.engines.memory import peak_memory
 from fedloom.engines.sizing import make_groups
 from fedloom.engines.watch import watch, why_unwatched
 from fedloom.errors import RunError
-from fedloom.evaluation.evaluator import Evaluator
 from fedloom.local.opening import PREVIOUS
 from fedloom.local.prepare import Prepared
 from fedloom.local.scores import with_proxy
@@ -55,9 +54,9 @@ class Federation:
         self.layout = self.prepared.binding.layout
         self.layers = make_choice(self.prepared)
         self.store = ClientStore(self.run_dir.path / "clients")
-        self.engine = LocalEngine(self.prepared, self.store)
+        self.engine = make_engine(self.prepared, self.store)
         self.checkpoints = CheckpointFolder(self.run_dir.path / "checkpoints", self.experiment.checkpoints)
-        self.evaluator = Evaluator(self.prepared, self.store)
+        self.evaluator = self.engine.judge
         self.evaluations = Evaluations(self.prepared, self.evaluator, self.run_dir)
         awaits = self.algorithm.awaits() if self.algorithm.asynchronous else None
         clients = {int(k): self.prepared.train.clients[k] for k in self.prepared.seen}

@@ -18,6 +18,7 @@ from fedloom.algorithms.directional import (
     ALONE,
     SENT_ITSELF,
     coefficients,
+    coefficients_shape,
     common_step,
     estimated,
     one_for_all,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from fedloom.algorithms.base import Aggregate, Round, State
     from fedloom.config.schema import Experiment
     from fedloom.local.group import Group
+    from fedloom.vector.layout import Layout
 
 __all__ = ["Baffle"]
 
@@ -59,6 +61,9 @@ class Baffle(Algorithm):
         yield from one_for_all(
             experiment, "BAFFLE takes the mean over clients of derivatives along the same directions"
         )
+
+    def sends(self, layout: Layout, experiment: Experiment) -> Mapping[str, tuple[int, ...]]:
+        return {_C: coefficients_shape(experiment)}
 
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         return {_C: coefficients(group)}, {}

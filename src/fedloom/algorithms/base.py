@@ -140,6 +140,10 @@ class Algorithm(BaseModel):
         """`[K, n]`: the direction of a local step, from the gradient at the present rows `w`."""
         return g
 
+    def sends(self, layout: Layout, experiment: Experiment) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of what one client's `upload` holds: what else a message holds is refused."""
+        return {"delta": (layout.n,)}
+
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         """What leaves the clients and their new state, a row a client; `w` are the trained rows, delta = w - anchor."""
         return {"delta": delta}, {}

@@ -6,7 +6,7 @@ decide (`roles`) is checked when the experiment is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,11 @@ class Composition(Algorithm):
         for method in self.methods:
             g = method.gradient(g, w, group)
         return g
+
+    def sends(self, layout: Layout, experiment: Experiment) -> Mapping[str, tuple[int, ...]]:
+        sent = [method.sends(layout, experiment) for method in self.methods]
+        instead = any("delta" not in own for own in sent)
+        return {name: shape for own in sent for name, shape in own.items() if name != "delta" or not instead}
 
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         uploads: State = {}

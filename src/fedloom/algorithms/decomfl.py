@@ -16,7 +16,15 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedloom.algorithms.base import Algorithm, Cost
-from fedloom.algorithms.directional import SENT_ITSELF, coefficients, common_step, estimated, one_for_all, plain_steps
+from fedloom.algorithms.directional import (
+    SENT_ITSELF,
+    coefficients,
+    coefficients_shape,
+    common_step,
+    estimated,
+    one_for_all,
+    plain_steps,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +76,9 @@ class DeComFL(Algorithm):
 
     def receives(self, layout: Layout, round: int) -> Tensor | None:
         return layout.mask(lambda _: False)
+
+    def sends(self, layout: Layout, experiment: Experiment) -> Mapping[str, tuple[int, ...]]:
+        return {_C: coefficients_shape(experiment)}
 
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         return {_C: coefficients(group)}, {}

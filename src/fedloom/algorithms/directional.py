@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from fedloom.config.schema import Experiment
     from fedloom.local.group import Group
 
-__all__ = ["ALONE", "SENT_ITSELF", "coefficients", "common_step", "estimated", "one_for_all", "plain_steps"]
+__all__ = [
+    "ALONE",
+    "SENT_ITSELF",
+    "coefficients",
+    "coefficients_shape",
+    "common_step",
+    "estimated",
+    "one_for_all",
+    "plain_steps",
+]
 
 ALL_KINDS = ("jvp", "central", "forward")
 SENT_ITSELF = {"guidance": "none", "pacing": "fixed", "upload": "delta"}
@@ -64,6 +73,13 @@ def coefficients(group: Group) -> Tensor:
 
     s = torch.stack([torch.stack(member.derivatives) for member in group.members])
     return s.to(group.anchor.device) * (-group.lr / s.shape[-1])
+
+
+def coefficients_shape(experiment: Experiment) -> tuple[int, int]:
+    """(T, N): the shape of one client's `coefficients`."""
+    local = experiment.local
+    assert local.steps is not None
+    return local.steps, local.gradient.directions  # type: ignore[union-attr]
 
 
 def common_step(w: Tensor, c: Tensor, round: Round) -> Tensor:

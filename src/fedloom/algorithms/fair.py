@@ -11,6 +11,7 @@ probability p_k, its share of the rows, and lets those drawn count alike; here t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedloom.algorithms.base import Aggregate, Round, State
+    from fedloom.config.schema import Experiment
     from fedloom.local.group import Group
+    from fedloom.vector.layout import Layout
 
 __all__ = ["Fair"]
 
@@ -55,6 +58,9 @@ class Fair(Algorithm):
     def scale(self, group: Group) -> float:
         """What makes a gradient of the way a client went."""
         return self.constant(group)
+
+    def sends(self, layout: Layout, experiment: Experiment) -> Mapping[str, tuple[int, ...]]:
+        return {"delta": (layout.n,), "fair.h": (1,)}
 
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         scale, L, gone = self.scale(group), self.constant(group), w - group.anchor

@@ -49,10 +49,8 @@ class FedKSeed(Algorithm):
     roles: ClassVar[frozenset[str]] = frozenset({"everything"})
     unweighted: ClassVar[frozenset[str]] = frozenset({_SEEN})
     signature: ClassVar[Mapping[str, Any]] = {
-        "local.steps": 50,
-        "local.lr": 0.002,
-        "local.gradient": {"kind": "central", "directions": 1},
-    }
+        "local.steps": 50, "local.lr": 0.002, "local.gradient": {"kind": "central", "directions": 1},
+    }  # fmt: skip
 
     seeds: int = Field(4096, ge=1, description="K, the candidate seeds; the paper takes 4096, or 1024 with `pro`.")
     pro: bool = Field(False, description="FedKSeed-Pro: draw the seeds more often along which the loss changes more.")
@@ -78,6 +76,9 @@ class FedKSeed(Algorithm):
         group.stream = lambda client, step: self.candidate(group.trainer.seed, drawn[client][step])
         return group.train(group.anchor, rule)
 
+    def sends(self, layout: Layout, experiment: Experiment) -> Mapping[str, tuple[int, ...]]:
+        return {_C: (self.seeds,)} | ({_SEEN: (2, self.seeds)} if self.pro else {})
+
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         c, seen = w.new_zeros(len(group), self.seeds), w.new_zeros(len(group), 2, self.seeds)
         for k, member in enumerate(group.members):
@@ -88,11 +89,10 @@ class FedKSeed(Algorithm):
 
     def apply(self, w: Tensor, aggregate: Aggregate, server: State, round: Round) -> tuple[Tensor, State]:
         assert round.experiment is not None
-        step = self.rebuild(w.new_zeros(w.shape), aggregate[_C], round.layout, round.experiment, round.trained)
-        state = {**server, _C: server[_C] + aggregate[_C]}
+        c, state = aggregate[_C], {**server, _C: server[_C] + aggregate[_C]}
+        step = self.rebuild(w.new_zeros(w.shape), c, round.layout, round.experiment, round.trained)
         if self.pro:
-            state[_SEEN] = server[_SEEN] + aggregate[_SEEN]
-            total, count = state[_SEEN]
+            total, count = state[_SEEN] = server[_SEEN] + aggregate[_SEEN]
             a = (total / count).where(count > 0, total.sum() / count.sum())  # of a seed never drawn, the mean of all
             state[_P] = ((a - a.min()) / (a.max() - a.min()).clamp_min(1e-12)).softmax(0)
         return step, state

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedloom.algorithms.base import Aggregate, Round, State
     from fedloom.config.schema import Experiment
     from fedloom.local.group import Group
+    from fedloom.vector.layout import Layout
 
 __all__ = ["FedNova"]
 
@@ -49,6 +50,9 @@ class FedNova(Algorithm):
         if local.momentum:
             why = "FedNova counts how often a round's gradients enter its momentum, which must begin anew each round"
             yield from without(local, ("optimizer_state",), why)
+
+    def sends(self, layout: Layout, experiment: Experiment) -> Mapping[str, tuple[int, ...]]:
+        return {"delta": (layout.n,), _A: (1,)}
 
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         rho, tau = group.trainer.local.momentum, group.steps

@@ -95,6 +95,9 @@ class FwdLLM(Algorithm):
     def guides(self, step: Tensor, server: State) -> Tensor:
         return server[_REFERENCE].clone()
 
+    def sends(self, layout: Layout, experiment: Experiment) -> Mapping[str, tuple[int, ...]]:
+        return {"delta": (layout.n,), _SQUARES: (1,)}
+
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         squares = [sum(float(s.square().sum()) for s in member.derivatives) for member in group.members]
         return {"delta": delta, _SQUARES: w.new_tensor(squares).unsqueeze(1)}, {}

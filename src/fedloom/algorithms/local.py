@@ -5,6 +5,7 @@ w_k <- w_k after client k's local steps; nothing is sent.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from fedloom.algorithms.base import Algorithm, Cost
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedloom.algorithms.base import Aggregate, Round, State
+    from fedloom.config.schema import Experiment
     from fedloom.local.group import Group
     from fedloom.vector.layout import Layout
 
@@ -32,6 +34,9 @@ class Local(Algorithm):
 
     def private(self, layout: Layout) -> Tensor | None:
         return layout.mask(lambda _: True)
+
+    def sends(self, layout: Layout, experiment: Experiment) -> Mapping[str, tuple[int, ...]]:
+        return {}
 
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         return {}, {}

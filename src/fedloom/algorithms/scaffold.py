@@ -71,6 +71,9 @@ class Scaffold(Algorithm):
     def gradient(self, g: Tensor, w: Tensor, group: Group) -> Tensor:
         return g - group.state[_C] + group.server[_C]
 
+    def sends(self, layout: Layout, experiment: Experiment) -> Mapping[str, tuple[int, ...]]:
+        return {"delta": (layout.n,), _C: (layout.n,)}
+
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         if self.option == "I":
             change = group.gradients(group.anchor) - group.state[_C]

@@ -21,6 +21,7 @@ from fedloom.config.data import (
     Partition,
     QuantityPartition,
 )
+from fedloom.config.engine import Engine, LocalEngine, RayEngine, RemoteEngine
 from fedloom.config.federation import (
     AdaptedWeighting,
     Arrivals,
@@ -45,6 +46,7 @@ __all__ = [
     "Data",
     "DirichletPartition",
     "EarlyStopping",
+    "Engine",
     "EpisodesWeighting",
     "Evaluation",
     "Experiment",
@@ -61,6 +63,8 @@ __all__ = [
     "Model",
     "Partition",
     "QuantityPartition",
+    "RayEngine",
+    "RemoteEngine",
     "Schedule",
     "Section",
 ]
@@ -130,23 +134,6 @@ class Local(Section):
     )
 
 
-class LocalEngine(Section):
-    """Train in this process."""
-
-    kind: Literal["local"] = Field("local", description="Where groups run.")
-    group_size: Positive | Literal["auto"] = Field(
-        "auto", description="Clients trained together; `auto` fills the matrix products and bounds the memory."
-    )
-    threads: Positive | None = Field(
-        None,
-        description="Threads of torch; torch's own choice when left out. One is steadiest on a machine that others use.",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` is cuda where there is one.")
-    wire: bool = Field(
-        False, description="Encode and decode every message as a deployment would, to prove it changes nothing."
-    )
-
-
 class Generate(Section):
     """Answers written by the model itself, one most likely token after another, and compared with the rows' own."""
 
@@ -207,7 +194,7 @@ class Experiment(Section):
     )
     federation: Federation = Field(description="The rounds.")
     local: Local = Field(Local(epochs=1), description="What a client does in a round.")
-    engine: LocalEngine = Field(LocalEngine(), description="Where groups run.")
+    engine: Engine = Field(LocalEngine(), description="Where groups run.")
     evaluation: Evaluation = Field(Evaluation(), description="When and how models are judged.")
     checkpoints: Checkpoints = Field(Checkpoints(), description="What is kept to resume from.")
     tensorboard: bool = Field(True, description="Write curves for TensorBoard.")

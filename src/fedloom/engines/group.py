@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fedloom.aggregation.mean import Partial
-from fedloom.codec.wire import Update, decode, encode, encoded_size
+from fedloom.codec.wire import Update, encode, encoded_size
 from fedloom.config.layers import Score
+from fedloom.engines.messages import pack, read_update, unpack
 from fedloom.engines.seeds import sends_seeds, through_seeds
 from fedloom.engines.watch import factors_to_keep
 from fedloom.errors import ClientError, FedloomError
@@ -23,7 +24,16 @@ from fedloom.local.store import ClientStore
 from fedloom.local.train import Trainer
 from fedloom.local.weighting import client_weight
 
-__all__ = ["Assignment", "ClientReport", "GroupResult", "run_group", "sent_entries"]
+__all__ = [
+    "Assignment",
+    "ClientReport",
+    "ClientUpdate",
+    "GroupResult",
+    "fold_updates",
+    "run_group",
+    "sent_entries",
+    "train_group",
+]
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,19 @@ class GroupResult:
     """Where the aggregation is watched, every client's weight and LoRA factors."""
 
 
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What a client's round came to, as the server has it."""
+
+    report: ClientReport
+    received: Mapping[str, Tensor] = field(default_factory=dict)
+    """The tensors of the update, whole vectors again where only entries of them travelled."""
+    start: Tensor | None = None
+    """`[n]`: where the client started; None where it was dropped."""
+    sent: Tensor | None = None
+    """The entries, `[n]`, that travelled; None for all."""
+
+
 def run_group(
     prepared: Prepared, store: ClientStore, trainer: Trainer, work: Assignment, clients: Sequence[int]
 ) -> GroupResult:
@@ -90,12 +113,12 @@ def run_group(
     When the group as a whole raises, its clients are run one by one, so that the failure gets its client's name.
     """
     try:
-        return _run(prepared, store, trainer, work, clients)
+        return fold_updates(prepared, work, train_group(prepared, store, trainer, work, clients))
     except FedloomError:
         raise
     except Exception as error:
         if len(clients) == 1:
-            return _failed(prepared, work, clients[0], error)
+            return fold_updates(prepared, work, [_failed(prepared, work, clients[0], error)])
     fold = prepared.algorithm.combine(prepared.binding.layout)
     partial = fold.empty()
     reports: list[ClientReport] = []
@@ -107,19 +130,36 @@ def run_group(
     return GroupResult(partial, reports, factors)
 
 
-def _failed(prepared: Prepared, work: Assignment, client: int, error: Exception) -> GroupResult:
+def fold_updates(prepared: Prepared, work: Assignment, updates: Iterable[ClientUpdate]) -> GroupResult:
+    """The server's half: a group's updates, in its order, as a partial aggregate."""
+    algorithm = prepared.algorithm
+    fold, watch = algorithm.combine(prepared.binding.layout), factors_to_keep(prepared)
+    partial, reports, factors = fold.empty(), [], []
+    for update in updates:
+        reports.append(update.report)
+        if update.start is None:
+            continue
+        received, weight, start = update.received, update.report.weight, update.start
+        partial = fold.add(partial, received, weight, start, work.discount, update.sent if work.divided else None)
+        if watch is not None and "delta" in received:
+            share = 1.0 if "delta" in algorithm.unweighted else weight
+            factors.append((share, start[watch] + received["delta"][watch]))
+    return GroupResult(partial, reports, factors)
+
+
+def _failed(prepared: Prepared, work: Assignment, client: int, error: Exception) -> ClientUpdate:
     name = prepared.train.clients[client]
     detail = "".join(traceback.format_exception(error))
     failure = ClientError(name, work.round, f"{type(error).__name__}: {error}", detail=detail)
     _apply_policy(prepared, failure)
-    empty = prepared.algorithm.combine(prepared.binding.layout).empty()
-    return GroupResult(empty, [ClientReport(name, "dropped", reason=f"{failure}\n{detail}")])
+    return ClientUpdate(ClientReport(name, "dropped", reason=f"{failure}\n{detail}"))
 
 
-def _run(
+def train_group(
     prepared: Prepared, store: ClientStore, trainer: Trainer, work: Assignment, clients: Sequence[int]
-) -> GroupResult:
-    algorithm, layout = prepared.algorithm, prepared.binding.layout
+) -> Iterator[ClientUpdate]:
+    """The clients' half: train a group, keep what its clients keep, and hand over one update after the other."""
+    algorithm = prepared.algorithm
     group, order = open_group(
         prepared, store, trainer, clients, work.w, work.server,
         round=work.round, before=work.round, lr_factor=work.lr_factor, batches=work.batches,
@@ -136,15 +176,11 @@ def _run(
     uploads = {name: values.cpu() for name, values in (uploads | scores).items()}
     _check_finite(group.members, uploads, work.round)
     sent = sent_entries(prepared, work, order)
-
-    fold = algorithm.combine(layout)
-    partial, reports, factors = fold.empty(), [], []
-    watch = factors_to_keep(prepared)
     starts = group.anchor.cpu()
     for k, (client, member) in enumerate(zip(order, group.members, strict=True)):
         if member.failure:
             _apply_policy(prepared, member.failure)
-            reports.append(ClientReport(member.client, "dropped", reason=str(member.failure)))
+            yield ClientUpdate(ClientReport(member.client, "dropped", reason=str(member.failure)))
             continue
         state = kept_state(prepared, group, trained, kept, k)
         if state:
@@ -155,12 +191,7 @@ def _run(
             report, received = _send(prepared, work, member, weight, update, sent[k])
         else:
             report, received = _report(member, weight, sizes[k]), update
-        partial = fold.add(partial, received, weight, starts[k], work.discount, sent[k] if work.divided else None)
-        reports.append(report)
-        if watch is not None and "delta" in received:
-            share = 1.0 if "delta" in algorithm.unweighted else weight
-            factors.append((share, starts[k][watch] + received["delta"][watch]))
-    return GroupResult(partial, reports, factors)
+        yield ClientUpdate(report, received, starts[k], sent[k])
 
 
 def _check_finite(members: Sequence[Member], uploads: Mapping[str, Tensor], round: int) -> None:
@@ -186,24 +217,19 @@ def sent_entries(prepared: Prepared, work: Assignment, clients: Sequence[int]) -
 
 def _send(
     prepared: Prepared, work: Assignment, member: Member, weight: float, update: dict[str, Tensor], sent: Tensor | None
-) -> tuple[ClientReport, dict[str, Tensor]]:
+) -> tuple[ClientReport, Mapping[str, Tensor]]:
     """A client's update: counted where it is encoded; with `engine.wire`, really encoded and decoded."""
     if not update or not prepared.algorithm.federated:
         return _report(member, weight, 0), update
     layout = prepared.binding.layout
     header = Update(layout=layout.digest, round=work.round, client=member.client, weight=weight, **member.facts)
-    packed: Sequence[str] = (
-        () if sent is None else [name for name, value in update.items() if value.shape == sent.shape]
-    )
-    message = update | {name: update[name][sent] for name in packed}
-    if prepared.experiment.engine.wire:
-        content = encode(header, message)
-        expected = {name: (value.dtype, tuple(value.shape)) for name, value in message.items()}
-        message, size = decode(content, Update, expected, layout.digest)[1], len(content)
-    else:
-        size = encoded_size(header, message)
-    whole = {name: _unpack(message[name], sent) for name in packed if sent is not None}
-    return _report(member, weight, size), message | whole
+    message = pack(update, sent)
+    if not prepared.experiment.engine.wire:
+        vectors = [name for name, value in update.items() if sent is not None and value.shape == sent.shape]
+        return _report(member, weight, encoded_size(header, message)), unpack(message, sent, vectors)
+    content = encode(header, message)
+    received = read_update(prepared, content, sent, work.scored)[1]
+    return _report(member, weight, len(content)), received
 
 
 def _report(member: Member, weight: float, size: int) -> ClientReport:
@@ -212,11 +238,6 @@ def _report(member: Member, weight: float, size: int) -> ClientReport:
         member.client, "ok", **member.facts, weight=weight, bytes_up=size,
         forward_equivalents=member.forwards, directions=member.directions,
     )  # fmt: skip
-
-
-def _unpack(value: Tensor, sent: Tensor) -> Tensor:
-    """The entries that travelled as a whole vector, zero elsewhere."""
-    return torch.zeros(len(sent), dtype=value.dtype).masked_scatter_(sent, value)
 
 
 def _apply_policy(prepared: Prepared, failure: ClientError) -> None:

@@ -15,7 +15,7 @@ from fedloom.local.prepare import Prepared
 from fedloom.local.store import ClientStore
 from fedloom.local.train import make_trainer
 
-__all__ = ["Evaluator", "Model"]
+__all__ = ["Evaluator", "Judge", "Model"]
 
 _HIGHER_IS_BETTER = ("accuracy", "f1", "auc", "exact_match", "ndcg", "hit_rate", "mcc")
 
@@ -26,6 +26,19 @@ class Model(Protocol):
     w: Tensor
     server: dict[str, Tensor]
     round: int
+
+
+class Judge(Protocol):
+    """Who judges the model: this process, or the clients themselves."""
+
+    def held_out(self, model: Model) -> dict[str, float]:
+        """The metrics on rows that all share, `eval_` before each name."""
+
+    def unseen(self, model: Model) -> dict[str, float]:
+        """The mean over clients that never train, `eval_unseen_` before each name."""
+
+    def clients(self, model: Model) -> list[dict[str, Any]]:
+        """A record a client."""
 
 
 class Evaluator:

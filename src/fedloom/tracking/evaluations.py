@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedloom.evaluation.evaluator import Evaluator
+from fedloom.evaluation.evaluator import Evaluator, Judge
 from fedloom.local.prepare import Prepared
 from fedloom.tracking.checkpoint import Progress
 from fedloom.tracking.rundir import RunDir
@@ -15,8 +15,8 @@ __all__ = ["Evaluations"]
 class Evaluations:
     """Judges the model when it is due; what is remembered of it is in the progress."""
 
-    def __init__(self, prepared: Prepared, evaluator: Evaluator, run_dir: RunDir) -> None:
-        self._experiment, self._evaluator, self._run_dir = prepared.experiment, evaluator, run_dir
+    def __init__(self, prepared: Prepared, judge: Judge, run_dir: RunDir) -> None:
+        self._experiment, self._judge, self._run_dir = prepared.experiment, judge, run_dir
         # Of a yardstick each client has a vector of its own; to judge all of them every round costs too much.
         alone = prepared.algorithm.personal and not prepared.algorithm.federated
         settings = prepared.experiment.evaluation
@@ -27,13 +27,13 @@ class Evaluations:
         settings, number, record = self._experiment.evaluation, progress.round, dict[str, Any]()
         final = number == self._experiment.federation.rounds
         if number == 0 or final or (self._every and number % self._every == 0):
-            record |= self._evaluator.held_out(progress)
+            record |= self._judge.held_out(progress)
         if number > 0 and settings.metric in record:
             self._compare(progress, record[settings.metric])
         due = settings.clients_every and number % settings.clients_every == 0
         if number == 0 or due or self.over(progress):
-            self._run_dir.clients(self._evaluator.clients(progress))
-            record |= self._evaluator.unseen(progress)
+            self._run_dir.clients(self._judge.clients(progress))
+            record |= self._judge.unseen(progress)
         return record
 
     def over(self, progress: Progress) -> bool:
@@ -45,7 +45,7 @@ class Evaluations:
     def _compare(self, progress: Progress, value: float) -> None:
         """Compare the watched metric with the best so far."""
         stopping = self._experiment.federation.early_stopping
-        sign = 1.0 if self._evaluator.lower_is_better(self._experiment.evaluation.metric) else -1.0
+        sign = 1.0 if Evaluator.lower_is_better(self._experiment.evaluation.metric) else -1.0
         margin = stopping.min_delta if stopping else 0.0
         progress.stale += 1
         if progress.best_value is None or sign * value < sign * progress.best_value - margin:

@@ -95,7 +95,7 @@ def test_the_schema_allows_the_shorthands() -> None:
     properties = json_schema()["properties"]
     words = {name: part["anyOf"][0].get("enum") for name, part in properties.items() if "anyOf" in part}
     assert words == {
-        "adapter": ["lora", "bottleneck", "bitfit", "prompt", "full"], "algorithm": None, "engine": ["local"],
+        "adapter": ["lora", "bottleneck", "bitfit", "prompt", "full"], "algorithm": None, "engine": ["local", "ray", "remote"],
         "layers": ["all", "priority", "random", "cyclic", "split"],
     }  # fmt: skip
     schedule = json_schema()["$defs"]["Local"]["properties"]["schedule"]

@@ -147,6 +147,7 @@ def test_an_unused_option_is_not_written_and_every_other_one_is(tmp_path: Path) 
         "threads": None,
         "device": "auto",
         "wire": False,
+        "workers": 1,
     }
 
 
