@@ -17,6 +17,7 @@ from fedloom.data.samples import check_sample
 from fedloom.errors import FedloomError
 
 if TYPE_CHECKING:
+    from fedloom.engines.remote.link import ServerLink
     from fedloom.local.prepare import Prepared
     from fedloom.local.store import ClientStore
     from fedloom.tracking.checkpoint import Progress
@@ -55,11 +56,14 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, base: Path | None =
     )
 
 
-def prepare(experiment: Experiment) -> Prepared:
-    """The experiment with its model, data and partition loaded."""
-    from fedloom.engines.worker import prepare as prepare_for_engines
+def prepare(experiment: Experiment, link: ServerLink | None = None) -> Prepared:
+    """The experiment with its model, data and partition loaded; with `engine: remote`, what the clients say of their data.
 
-    return prepare_for_engines(experiment)
+    Raises FedloomError for whatever in them is not as the experiment says.
+    """
+    from fedloom.engines.make import prepare as prepare_for_engine
+
+    return prepare_for_engine(experiment, link)
 
 
 def run(
@@ -68,20 +72,25 @@ def run(
     *,
     listeners: Sequence[Listener] = (),
     stop_asked: Callable[[], bool] = lambda: False,
+    link: ServerLink | None = None,
 ) -> Run:
     """Run an experiment in a new folder `out/NAME`, then its yardsticks in `out/NAME/yardsticks/`.
 
-    Raises FedloomError for everything a user can mend; what was saved by then can be resumed.
+    link: the coordinator's end of what carries its messages, for `engine: remote`. Raises FedloomError for everything a user can mend; what was saved by then can be resumed.
     """
     from fedloom.tracking.manifest import first_manifest
     from fedloom.tracking.rundir import RunDir
 
     run_dir = RunDir.create(Path(out).resolve() / experiment.name, dump(experiment), first_manifest(experiment))
-    return _drive(experiment, run_dir, listeners, stop_asked)
+    return _drive(experiment, run_dir, listeners, stop_asked, link)
 
 
 def resume(
-    path: str | Path, *, listeners: Sequence[Listener] = (), stop_asked: Callable[[], bool] = lambda: False
+    path: str | Path,
+    *,
+    listeners: Sequence[Listener] = (),
+    stop_asked: Callable[[], bool] = lambda: False,
+    link: ServerLink | None = None,
 ) -> Run:
     """Go on with a run that was stopped or killed; a complete run is left as it is.
 
@@ -94,7 +103,7 @@ def resume(
     if manifest["status"] == "finished":
         run_dir.close()
         return Run(run_dir.path, True, manifest)
-    return _drive(load_run(run_dir.path), run_dir, listeners, stop_asked)
+    return _drive(load_run(run_dir.path), run_dir, listeners, stop_asked, link)
 
 
 @dataclass(frozen=True)
@@ -139,14 +148,18 @@ def open_run(path: str | Path, round: int | None = None) -> OpenedRun:
 
 
 def _drive(
-    experiment: Experiment, run_dir: RunDir, listeners: Sequence[Listener], stop_asked: Callable[[], bool]
+    experiment: Experiment,
+    run_dir: RunDir,
+    listeners: Sequence[Listener],
+    stop_asked: Callable[[], bool],
+    link: ServerLink | None,
 ) -> Run:
     """The federation, then its yardsticks on the same model and data, then what comes out."""
     from fedloom.tracking.results import write_pages
 
     try:
-        prepared = prepare(experiment)
-        finished = _federate(prepared, run_dir, experiment.name, listeners, stop_asked)
+        prepared = prepare(experiment, link)
+        finished = _federate(prepared, run_dir, experiment.name, listeners, stop_asked, link)
         for name in experiment.federation.yardsticks:
             finished = finished and _yardstick(prepared, run_dir, name, listeners, stop_asked)
         run_dir.update_manifest(status="finished" if finished else "stopped")
@@ -167,7 +180,12 @@ def _drive(
 
 
 def _federate(
-    prepared: Prepared, run_dir: RunDir, name: str, listeners: Sequence[Listener], stop_asked: Callable[[], bool]
+    prepared: Prepared,
+    run_dir: RunDir,
+    name: str,
+    listeners: Sequence[Listener],
+    stop_asked: Callable[[], bool],
+    link: ServerLink | None = None,
 ) -> bool:
     """One federation in its folder, with its curves, its partition and, when it is complete, its adapter."""
     from fedloom.federation import Federation
@@ -180,7 +198,7 @@ def _federate(
     write_partition(prepared, run_dir.path)
     told: list[Callable[[dict[str, Any]], None]] = [lambda record, tell=tell: tell(name, record) for tell in listeners]  # type: ignore[misc]
     curves = Curves(run_dir.path / "tensorboard") if prepared.experiment.tensorboard else None
-    federation = Federation(prepared, run_dir, [*told, *([curves] if curves else [])], stop_asked)
+    federation = Federation(prepared, run_dir, [*told, *([curves] if curves else [])], stop_asked, link)
     sizing = federation.engine.sizing
     run_dir.update_manifest(grouping=sizing.how, group_size=sizing.group_size)
     try:

@@ -18,6 +18,7 @@ from fedloom.engines.group import Assignment, ClientReport
 from fedloom.engines.layers import CHOSEN, GRADIENT, make_choice
 from fedloom.engines.make import make_engine
 from fedloom.engines.memory import peak_memory
+from fedloom.engines.remote.link import ServerLink
 from fedloom.engines.sizing import make_groups
 from fedloom.engines.watch import watch, why_unwatched
 from fedloom.errors import RunError
@@ -46,6 +47,8 @@ class Federation:
     run_dir: RunDir
     listeners: Sequence[Listener] = ()
     stop_asked: Callable[[], bool] = lambda: False
+    link: ServerLink | None = None
+    """What carries the messages of `engine: remote`."""
     progress: Progress = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,7 +57,7 @@ class Federation:
         self.layout = self.prepared.binding.layout
         self.layers = make_choice(self.prepared)
         self.store = ClientStore(self.run_dir.path / "clients")
-        self.engine = make_engine(self.prepared, self.store)
+        self.engine = make_engine(self.prepared, self.store, self.link)
         self.checkpoints = CheckpointFolder(self.run_dir.path / "checkpoints", self.experiment.checkpoints)
         self.evaluator = self.engine.judge
         self.evaluations = Evaluations(self.prepared, self.evaluator, self.run_dir)
