@@ -76,7 +76,8 @@ def run(
 ) -> Run:
     """Run an experiment in a new folder `out/NAME`, then its yardsticks in `out/NAME/yardsticks/`.
 
-    link: the coordinator's end of what carries its messages, for `engine: remote`. Raises FedloomError for everything a user can mend; what was saved by then can be resumed.
+    link: the coordinator's end of what carries its messages, for `engine: remote`. Raises FedloomError for everything a user can
+    mend; what was saved by then can be resumed.
     """
     from fedloom.tracking.manifest import first_manifest
     from fedloom.tracking.rundir import RunDir

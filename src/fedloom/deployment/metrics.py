@@ -26,7 +26,7 @@ def serve_metrics(status: Callable[[], dict[str, Any]], port: int, address: str 
     from prometheus_client import CollectorRegistry, start_http_server
 
     registry = CollectorRegistry()
-    registry.register(_Collector(status))  # type: ignore[arg-type]
+    registry.register(_Collector(status))
     try:
         server, thread = start_http_server(port, address, registry)
     except OSError as error:
