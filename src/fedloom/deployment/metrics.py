@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fedloom.errors import UsageError
@@ -18,8 +19,9 @@ _TOTALS = {
 }
 
 
-def serve_metrics(status: Callable[[], dict[str, Any]], port: int, address: str = "127.0.0.1") -> Callable[[], None]:
-    """Serve them until the function that is returned is called.
+@contextmanager
+def serve_metrics(status: Callable[[], dict[str, Any]], port: int, address: str = "127.0.0.1") -> Iterator[int]:
+    """Serve them; the port is told, where 0 let the system choose one.
 
     Raises UsageError when the port is taken.
     """
@@ -32,13 +34,12 @@ def serve_metrics(status: Callable[[], dict[str, Any]], port: int, address: str 
     except OSError as error:
         what = f"metrics cannot be served at {address}:{port}"
         raise UsageError(what, why=error.strerror or str(error), fix="choose another --metrics port") from error
-
-    def end() -> None:
+    try:
+        yield server.server_port
+    finally:
         server.shutdown()
         server.server_close()
         thread.join(timeout=5)
-
-    return end
 
 
 class _Collector:
