@@ -39,7 +39,37 @@ def run(
         facts = plan(loaded)
         print(json.dumps(facts, indent=1) if as_json else show_plan(facts))
         return
+    if loaded.engine.kind == "remote":
+        hand_over(loaded, loaded.engine.kit, as_json)
+        return
     finish(loaded, lambda **told: api.run(loaded, out, **told), as_json)
+
+
+def hand_over(experiment: Experiment, kit: str | None, as_json: bool) -> None:
+    """Give an experiment to the coordinator of a federation, and follow it; Ctrl-C ends the following, not the job."""
+    from secrets import token_hex
+
+    from fedloom.cli.logs import follow
+    from fedloom.config.load import dump
+    from fedloom.deployment.control import Submit
+    from fedloom.deployment.operator import Operator, find_kit
+    from fedloom.errors import RunError
+
+    with Operator(find_kit(kit)) as operator:
+        said = operator.ask(Submit(name=experiment.name, text=dump(experiment), key=token_hex(16)))
+        job = said["job"]
+        if as_json:
+            print(json.dumps(said, indent=1))
+            return
+        print(f"job {job}; look at it with: fedloom status, fedloom logs {job}; end it with: fedloom stop {job}")
+        try:
+            said = follow(operator, job, to_the_end=True)
+        except KeyboardInterrupt:
+            print(f"job {job} goes on at the coordinator", file=sys.stderr)
+            raise
+    if said["state"] == "failed":
+        raise RunError(f"job {job} failed", why=said["error"])
+    print(f"job {job} {said['state']}" + (f"; its run: {said['run']}" if said.get("run") else ""))
 
 
 def finish(experiment: Experiment, go: Callable[..., Run], as_json: bool) -> None:

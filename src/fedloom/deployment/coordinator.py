@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from fedloom import api
 from fedloom.deployment.control import Logs, Reply, Status, Stop, Submit, read_request
 from fedloom.deployment.jobs import Job, Jobs
@@ -151,12 +153,6 @@ class Coordinator:
         log = next((self._folder / "runs" / f"{job.id:06d}").glob("*/log.txt"), None)
         lines = log.read_text(encoding="utf-8").splitlines() if log else []
         new = lines[request.after : request.after + _MOST_LINES]
-        return Reply(
-            data={
-                "lines": list(new),
-                "next": request.after + len(new),
-                "over": job.over,
-                "state": job.state,
-                "error": job.error,
-            }
-        )
+        data: dict[str, JsonValue] = {"lines": list(new), "next": request.after + len(new)}
+        data |= {"over": job.over, "state": job.state, "error": job.error, "run": job.run}
+        return Reply(data=data)
