@@ -60,7 +60,7 @@ def without_training(federation: Federation) -> Array:
     trainer = Untrained(prepared.binding, prepared.task, prepared.table, local, seed, sizing.grouped)
     shape = (sizing.group_size, prepared.binding.layout.n)
     trainer.rows = prepared.initial + 0.01 * torch.randn(shape, generator=torch.Generator().manual_seed(2))
-    federation.engine._trainer = trainer
+    federation.engine._worker._trainer = trainer
     return trainer.rows.numpy()
 
 

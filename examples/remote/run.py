@@ -80,7 +80,7 @@ def write_data(folder: Path) -> None:
     from fedloom.data.sources import open_source
 
     experiment = api.load(HERE.parent / "sentiment-across-platforms.yaml")
-    rows = pd.DataFrame([dict(row) for row in open_source(experiment.data, experiment.base)])
+    rows = pd.DataFrame([dict(row.values) for row in open_source(experiment.data, experiment.base)])
     folder.mkdir(parents=True)
     own = {client: rows[rows.platform == client].head(ROWS)[["text", "label"]] for client in CLIENTS}
     own["films"].rename(columns={"text": "review", "label": "verdict"}).to_csv(folder / "films.csv", index=False)

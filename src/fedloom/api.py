@@ -14,7 +14,7 @@ from fedloom.config.load import dump
 from fedloom.config.load import load as load_config
 from fedloom.config.schema import Experiment
 from fedloom.data.samples import check_sample
-from fedloom.errors import FedloomError
+from fedloom.errors import FedloomError, UsageError
 
 if TYPE_CHECKING:
     from fedloom.engines.remote.link import ServerLink
@@ -56,14 +56,33 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, base: Path | None =
     )
 
 
-def prepare(experiment: Experiment, link: ServerLink | None = None) -> Prepared:
-    """The experiment with its model, data and partition loaded; with `engine: remote`, what the clients say of their data.
+def prepare(experiment: Experiment) -> Prepared:
+    """The experiment with its model, data and partition loaded."""
+    from fedloom.engines.worker import prepare as prepare_here
 
-    Raises FedloomError for whatever in them is not as the experiment says.
-    """
-    from fedloom.engines.make import prepare as prepare_for_engine
+    if experiment.engine.kind == "remote":
+        what = "the clients of `engine: remote` are asked by the federation's coordinator"
+        raise UsageError(
+            what, where="engine", fix="start it with `fedloom serve`, and give it the experiment with `fedloom run`"
+        )
+    return prepare_here(experiment)
 
-    return prepare_for_engine(experiment, link)
+
+def _prepare(experiment: Experiment, run_dir: RunDir, link: ServerLink | None) -> Prepared:
+    """The same for a run directory; with a link, the clients are asked what they hold, those that the run began with."""
+    if experiment.engine.kind != "remote" or link is None:
+        return prepare(experiment)
+    from secrets import token_hex
+
+    from fedloom.engines.remote.standin import prepare_remote
+
+    known = run_dir.manifest().get("remote")
+    if known is None:  # written before anyone is asked: who was asked and then resumes is known by the same name
+        known = {"run": f"{experiment.name[:40].replace('.', '-')}-{token_hex(6)}", "clients": None}
+        run_dir.update_manifest(remote=known)
+    prepared = prepare_remote(experiment, link, known["run"], list(known["clients"] or link.clients))
+    run_dir.update_manifest(remote=prepared.record)
+    return prepared
 
 
 def run(
@@ -142,7 +161,13 @@ def open_run(path: str | Path, round: int | None = None) -> OpenedRun:
     experiment = load_run(path)
     checkpoints = CheckpointFolder(path / "checkpoints", experiment.checkpoints)
     progress = checkpoints.load(checkpoints.newest() if round is None else round)
-    prepared = prepare(experiment)
+    remote = read_manifest(path).get("remote")
+    if remote is None:
+        prepared = prepare(experiment)
+    else:
+        from fedloom.engines.remote.standin import prepare_again
+
+        prepared = prepare_again(experiment, remote)
     check_same(read_manifest(path), describe_prepared(prepared), path)
     prepared.binding.fold(residuals(progress.server))
     return OpenedRun(path, prepared, progress, ClientStore(path / "clients"))
@@ -159,7 +184,7 @@ def _drive(
     from fedloom.tracking.results import write_pages
 
     try:
-        prepared = prepare(experiment, link)
+        prepared = _prepare(experiment, run_dir, link)
         finished = _federate(prepared, run_dir, experiment.name, listeners, stop_asked, link)
         for name in experiment.federation.yardsticks:
             finished = finished and _yardstick(prepared, run_dir, name, listeners, stop_asked)
@@ -202,10 +227,11 @@ def _federate(
     federation = Federation(prepared, run_dir, [*told, *([curves] if curves else [])], stop_asked, link)
     sizing = federation.engine.sizing
     run_dir.update_manifest(grouping=sizing.how, group_size=sizing.group_size)
+    finished = False
     try:
         finished = federation.run()
     finally:
-        federation.engine.close()
+        federation.engine.close(finished)
         if curves:
             curves.close()
     run_dir.update_manifest(**outcome(run_dir.path, federation.progress))

@@ -191,7 +191,7 @@ class Federation:
     def _account(self, cohort: Cohort, found: Collected, lr: float) -> dict[str, Any]:
         """The round's record without what is measured of the model; the totals grow by it."""
         record = {"round": cohort.number} | found.account() | {"virtual_seconds": cohort.seconds, "lr": lr}
-        record["peak_memory_bytes"] = peak_memory(self.prepared.binding.device)
+        record["peak_memory_bytes"] = max(peak_memory(self.prepared.binding.device), found.peak_memory)
         if self.algorithm.asynchronous:
             record["staleness"] = cohort.mean_staleness
         for name in self.progress.totals:

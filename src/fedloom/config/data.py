@@ -87,7 +87,7 @@ class Data(Section):
     source: str = Field(
         min_length=1,
         description="A JSON, JSONL, CSV, Parquet or FedNLP HDF5 file, a folder of `datasets`, a hub name, a packaged sample "
-        "(`sample:chatterbot`), or your own callable as `module:attribute`.",
+        "(`sample:chatterbot`), or your own callable as `module:attribute`. With `engine: remote`, every client reads its own.",
     )
     dataset: DatasetName | None = Field(
         None,

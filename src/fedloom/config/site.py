@@ -43,6 +43,10 @@ class Accept(Section):
     base_models: list[str] | None = Field(
         None, description="Fingerprints of base models, as manifests and refusals tell them; any when left out."
     )
+    code: list[str] = Field(
+        [],
+        description="Code in this file's folder that an experiment may name: [my_model:build]. Nothing else of that kind is run.",
+    )
     max_rounds: Positive | None = Field(None, description="Rounds of one experiment.")
     max_steps: Positive | None = Field(None, description="Local steps of one round.")
     min_cohort: Positive = Field(1, description="Fewest clients a round: an aggregate of few tells much of each.")

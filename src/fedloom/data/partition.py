@@ -23,7 +23,17 @@ from fedloom.data.table import ROW
 from fedloom.errors import DataError
 from fedloom.vector.streams import stream, stream_seed
 
-__all__ = ["Columns", "Partition", "Rows", "deal", "describe", "hold_out", "partition_rows", "split_validation"]
+__all__ = [
+    "Columns",
+    "Partition",
+    "Rows",
+    "deal",
+    "describe",
+    "hold_out",
+    "natural",
+    "partition_rows",
+    "split_validation",
+]
 
 Rows = NDArray[np.int64]
 
@@ -91,7 +101,8 @@ def deal(
         return np.sort(validation.indices), train, validation
     rest, held_out = hold_out(rows, data.held_out, seed, labels=strata)
     whole = partition_rows(data.partition, rest, table, seed=seed, base=base, label=label, min_rows=data.min_rows)
-    return held_out, *split_validation(whole, data.validation, seed)
+    alone = isinstance(data.partition, schema.ColumnPartition) and data.partition.clients is None and not len(held_out)
+    return held_out, *split_validation(whole, data.validation, seed, by_place=alone)
 
 
 def partition_rows(
@@ -195,7 +206,7 @@ def _column(spec: schema.ColumnPartition, rows: Rows, table: Columns, seed: int)
             fix="Leave them out with data.where, or fill the column",
         )
     present, place = np.unique(own, return_inverse=True)
-    order = sorted(range(len(present)), key=lambda i: _natural(values[present[i]]))
+    order = sorted(range(len(present)), key=lambda i: natural(values[present[i]]))
     rank = np.empty(len(present), dtype=np.int64)
     rank[order] = np.arange(len(present))
     names, owner = [values[present[i]] for i in order], rank[place]
@@ -310,16 +321,20 @@ def hold_out(
     return indices[~held], indices[held]
 
 
-def split_validation(partition: Partition, fraction: float, seed: int) -> tuple[Partition, Partition]:
+def split_validation(
+    partition: Partition, fraction: float, seed: int, *, by_place: bool = False
+) -> tuple[Partition, Partition]:
     """Keep a share of each client's rows for its own evaluation; answers (train, validation), with the same clients.
 
-    Which rows is decided by a hash of (seed, row) alone, so one client's split does not depend on the others. At least
+    Which rows is decided by a hash of (seed, row) alone, so one client's split does not depend on the others; `by_place`, by one
+    of (seed, place among the client's own rows), as the client itself would split them. At least
     one row of each client stays for training; a client whose share is less than half a row keeps none.
     """
     sizes = partition.sizes
     kept = np.minimum(np.floor(sizes * fraction + 0.5).astype(np.int64), np.maximum(sizes - 1, 0))
     client = np.repeat(np.arange(len(partition), dtype=np.int64), sizes)
-    rank = _rank_within(client, _hash(partition.indices, stream_seed(seed, "validation")), sizes)
+    keyed = np.arange(len(client), dtype=np.int64) - partition.offsets[client] if by_place else partition.indices
+    rank = _rank_within(client, _hash(keyed, stream_seed(seed, "validation")), sizes)
     chosen = rank < kept[client]
     return _take(partition, ~chosen, sizes - kept), _take(partition, chosen, kept)
 
@@ -386,8 +401,8 @@ def _numbered(count: int) -> list[str]:
     return [f"client-{k:0{width}}" for k in range(count)]
 
 
-def _natural(text: str) -> tuple[bool, int, str]:
-    """Numbers by size, before words by letter."""
+def natural(text: str) -> tuple[bool, int, str]:
+    """What clients are sorted by: numbers by size, before words by letter."""
     number = re.fullmatch(r"-?\d{1,18}", text)
     return (number is None, int(text) if number else 0, text)
 

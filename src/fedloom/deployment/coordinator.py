@@ -31,8 +31,8 @@ _PROGRESS = ("round", "clients", "dropped", "train_loss", "bytes_up", "bytes_dow
 class Coordinator:
     """Serves one federation from a folder: `jobs/` and `runs/`."""
 
-    def __init__(self, link: ServerLink, folder: Path, name: str, clients: Callable[[], list[str]]) -> None:
-        self._link, self._folder, self._name, self._clients = link, folder, name, clients
+    def __init__(self, link: ServerLink, folder: Path, name: str) -> None:
+        self._link, self._folder, self._name = link, folder, name
         self.jobs = Jobs(folder / "jobs")
         self._asked = threading.Event()  # something to look at: a job, or an order to stop
         self._draining = False
@@ -80,7 +80,7 @@ class Coordinator:
     def status(self) -> dict[str, Any]:
         """Clients, jobs and the round that is under way."""
         online = self._link.presence()
-        names = sorted({*self._clients(), *online})
+        names = sorted({*self._link.clients, *online})
         return {
             "federation": self._name,
             "uptime_seconds": round(time.monotonic() - self._started, 1),

@@ -33,5 +33,5 @@ class Engine(Protocol):
     def notes(self) -> list[str]:
         """What there is to know of how groups are trained, each once."""
 
-    def close(self) -> None:
-        """End what was started; nothing is left running."""
+    def close(self, finished: bool = False) -> None:
+        """End what was started; nothing is left running. `finished`: the run is complete, and will not be resumed."""

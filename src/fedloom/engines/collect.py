@@ -28,6 +28,8 @@ class Collected:
     masks: list[tuple[Tensor, int]] = field(default_factory=list)
     """Where layers are chosen: the entries `[n]` that trained, and the number of clients that trained them."""
     bytes_down: int = 0
+    peak_memory: int = 0
+    """Bytes: the largest of the processes that trained."""
 
     def __post_init__(self) -> None:
         self.partial = self.fold.empty()
@@ -37,6 +39,7 @@ class Collected:
         self.partial = self.fold.merge(self.partial, result.partial)
         self.reports += result.reports
         self.factors += result.factors
+        self.peak_memory = max(self.peak_memory, result.peak_memory)
         if part.layers is None:
             return
         mask, count = self.masks.pop() if self.masks and self.masks[-1][0] is part.layers else (part.layers, 0)

@@ -20,6 +20,7 @@ from fedloom.local.group import Member
 from fedloom.local.opening import kept_state, open_group, rank_masks, trained_entries
 from fedloom.local.prepare import Prepared
 from fedloom.local.scores import SCORES, client_scores
+from fedloom.local.seeds import derivatives_of
 from fedloom.local.store import ClientStore
 from fedloom.local.train import Trainer
 from fedloom.local.weighting import client_weight
@@ -90,6 +91,8 @@ class GroupResult:
     reports: list[ClientReport]
     factors: list[tuple[float, Tensor]] = field(default_factory=list)
     """Where the aggregation is watched, every client's weight and LoRA factors."""
+    peak_memory: int = 0
+    """Bytes that the process that trained it has held at most, so far."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ class ClientUpdate:
     """`[n]`: where the client started; None where it was dropped."""
     sent: Tensor | None = None
     """The entries, `[n]`, that travelled; None for all."""
+    derivatives: Tensor | None = None
+    """Where the client sends derivatives alone, those; `received` was made again from them."""
 
 
 def run_group(
@@ -191,7 +196,7 @@ def train_group(
             report, received = _send(prepared, work, member, weight, update, sent[k])
         else:
             report, received = _report(member, weight, sizes[k]), update
-        yield ClientUpdate(report, received, starts[k], sent[k])
+        yield ClientUpdate(report, received, starts[k], sent[k], None if sizes is None else derivatives_of(member))
 
 
 def _check_finite(members: Sequence[Member], uploads: Mapping[str, Tensor], round: int) -> None:

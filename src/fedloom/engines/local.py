@@ -26,7 +26,7 @@ class LocalEngine:
         """What there is to know of how groups are trained, each once."""
         return self._worker.notes()
 
-    def close(self) -> None:
+    def close(self, finished: bool = False) -> None:
         """Nothing was started."""
 
     def run(self, work: Assignment, groups: Sequence[Sequence[int]]) -> Iterator[GroupResult]:

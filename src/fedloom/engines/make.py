@@ -1,24 +1,13 @@
-"""The engine that an experiment names, and what it needs ready. Engines are imported where they are used: some are extras."""
+"""The engine that an experiment names. Engines are imported where they are used: some are extras."""
 
 from __future__ import annotations
 
-from fedloom.config.schema import Experiment
 from fedloom.engines.base import Engine
 from fedloom.engines.remote.link import ServerLink
-from fedloom.engines.worker import prepare as prepare_here
-from fedloom.errors import UsageError
 from fedloom.local.prepare import Prepared
 from fedloom.local.store import ClientStore
 
-__all__ = ["make_engine", "prepare"]
-
-
-def prepare(experiment: Experiment, link: ServerLink | None = None) -> Prepared:
-    """The experiment with model and data loaded; with `engine: remote`, the data is what clients say of theirs over `link`.
-
-    Raises FedloomError for whatever in them is not as the experiment says.
-    """
-    return prepare_here(experiment)
+__all__ = ["make_engine"]
 
 
 def make_engine(prepared: Prepared, store: ClientStore, link: ServerLink | None = None) -> Engine:
@@ -29,7 +18,17 @@ def make_engine(prepared: Prepared, store: ClientStore, link: ServerLink | None 
     match prepared.experiment.engine.kind:
         case "local":
             from fedloom.engines.local import LocalEngine
+            from fedloom.engines.pool import PoolEngine, count_workers
 
-            return LocalEngine(prepared, store)
-        case kind:
-            raise UsageError(f"`engine: {kind}` cannot be run by this version", where="engine", fix="use `local`")
+            workers = count_workers(prepared.experiment.engine, prepared.binding.device)
+            return LocalEngine(prepared, store) if workers == 1 else PoolEngine(prepared, store, workers)
+        case "ray":
+            from fedloom.engines.ray import RayEngine
+
+            return RayEngine(prepared, store)
+        case "remote":
+            from fedloom.engines.remote.engine import RemoteEngine
+            from fedloom.engines.remote.standin import RemotePrepared
+
+            assert isinstance(prepared, RemotePrepared) and link is not None  # as `prepare` of the run has seen to
+            return RemoteEngine(prepared, store, link)

@@ -12,7 +12,7 @@ from fedloom.config.layers import Score
 from fedloom.local.prepare import Prepared
 from fedloom.local.scores import SCORES
 
-__all__ = ["pack", "read_update", "unpack"]
+__all__ = ["declared", "pack", "read_update", "unpack"]
 
 
 def pack(update: Mapping[str, Tensor], sent: Tensor | None) -> dict[str, Tensor]:
@@ -32,6 +32,19 @@ def unpack(message: Mapping[str, Tensor], sent: Tensor | None, vectors: Collecti
     }
 
 
+def declared(
+    prepared: Prepared, sent: Tensor | None, scored: tuple[Score, Sequence[int]] | None
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """The types and shapes of the tensors that a client's message holds, of which only the entries `sent`, `[n]`, travel."""
+    layout = prepared.binding.layout
+    shapes = dict(prepared.algorithm.sends(layout, prepared.experiment))
+    if sent is not None:
+        shapes |= {name: (int(sent.sum()),) for name, shape in shapes.items() if shape == (layout.n,)}
+    if scored is not None:
+        shapes[SCORES] = (len(scored[1]), 1)
+    return {name: (torch.float32, shape) for name, shape in shapes.items()}
+
+
 def read_update(
     prepared: Prepared, content: bytes, sent: Tensor | None, scored: tuple[Score, Sequence[int]] | None
 ) -> tuple[Update, dict[str, Tensor]]:
@@ -40,12 +53,7 @@ def read_update(
     Raises FedloomError when it is not one of this experiment, or holds anything else than the algorithm declares.
     """
     layout = prepared.binding.layout
-    shapes = dict(prepared.algorithm.sends(layout, prepared.experiment))
+    shapes = prepared.algorithm.sends(layout, prepared.experiment)
     whole = [name for name, shape in shapes.items() if shape == (layout.n,)]
-    if sent is not None:
-        shapes |= dict.fromkeys(whole, (int(sent.sum()),))
-    if scored is not None:
-        shapes[SCORES] = (len(scored[1]), 1)
-    expected = {name: (torch.float32, shape) for name, shape in shapes.items()}
-    header, message = decode(content, Update, expected, layout.digest)
+    header, message = decode(content, Update, declared(prepared, sent, scored), layout.digest)
     return header, unpack(message, sent, whole)

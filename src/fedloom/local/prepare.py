@@ -33,7 +33,15 @@ from fedloom.vector.streams import stream
 if TYPE_CHECKING:
     from fedloom.algorithms import Algorithm
 
-__all__ = ["Prepared", "PreparedData", "encode_source", "prepare", "prepare_data", "strata_column"]
+__all__ = [
+    "Prepared",
+    "PreparedData",
+    "encode_source",
+    "prepare",
+    "prepare_data",
+    "prepare_model",
+    "strata_column",
+]
 
 
 @dataclass(frozen=True)
@@ -108,9 +116,17 @@ def prepare(experiment: Experiment, algorithm: Algorithm) -> Prepared:
 
     Raises FedloomError for whatever in them is not as the experiment says.
     """
+    _device(experiment)  # one that is not there is refused before any row is read
+    return prepare_model(prepare_data(experiment), algorithm)
+
+
+def prepare_model(data: PreparedData, algorithm: Algorithm) -> Prepared:
+    """Load the model and attach the adapter, for rows that are ready.
+
+    Raises FedloomError for whatever in them is not as the experiment says.
+    """
+    experiment, task = data.experiment, data.task
     device, seed = _device(experiment), experiment.seed
-    data = prepare_data(experiment)
-    task = data.task
     model = load_model(
         experiment.model,
         experiment.base,

@@ -25,7 +25,7 @@ from fedloom.tasks.base import Rows
 if TYPE_CHECKING:
     from fedloom.algorithms.base import Algorithm
 
-__all__ = ["check_count", "derivatives_of", "rebuild"]
+__all__ = ["check_count", "derivatives_of", "most_directions", "rebuild"]
 
 
 def derivatives_of(member: Member) -> Tensor:
@@ -33,14 +33,17 @@ def derivatives_of(member: Member) -> Tensor:
     return torch.cat(member.derivatives)
 
 
+def most_directions(config: Directional) -> int:
+    """The most directions that a step can take."""
+    pacing = config.pacing
+    if isinstance(pacing, VariancePacing | SnrPacing):
+        return pacing.cap
+    return max(pacing.directions) if isinstance(pacing, SchedulePacing) else config.directions
+
+
 def check_count(header: Seeds, config: Directional) -> None:
     """Refuse more derivatives than a client's steps can have, before room is made for them."""
-    pacing = config.pacing
-    each = config.directions
-    if isinstance(pacing, VariancePacing | SnrPacing):
-        each = pacing.cap
-    elif isinstance(pacing, SchedulePacing):
-        each = max(pacing.directions)
+    each = most_directions(config)
     if header.directions > header.steps * each:
         what = f"{header.directions} directions are more than {header.steps} steps of at most {each} have"
         raise FedloomError("a message was refused", why=what)

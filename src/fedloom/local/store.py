@@ -22,7 +22,7 @@ class ClientStore:
     """Lazily loaded rows of client state; nothing is held in memory."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self.keep_from = 0
         """The oldest round a run may still be resumed from: older versions than it needs are deleted on saving."""
 
@@ -54,14 +54,18 @@ class ClientStore:
         except OSError as error:
             what = f"the state of client {client!r} cannot be saved: {error.strerror}"
             fix = "make room and run `fedloom resume`"
-            raise CheckpointError(what, where=str(self._folder), fix=fix) from error
+            raise CheckpointError(what, where=str(self.folder), fix=fix) from error
         older = [v for v in self._versions(client) if v <= self.keep_from]
         for version in older[:-1]:
             self._path(client, version).unlink()
+
+    def discard(self, client: str, round: int) -> None:
+        """Forget the state that a client kept after a round, if there is one: that round counts as one it took no part in."""
+        self._path(client, round).unlink(missing_ok=True)
 
     def _versions(self, client: str) -> list[int]:
         return sorted(int(p.stem) for p in self._path(client, 0).parent.glob("[0-9]*.safetensors"))
 
     def _path(self, client: str, round: int) -> Path:
         name = hashlib.sha256(client.encode()).hexdigest()[:32]  # ids are free text: never a path
-        return self._folder / name[:2] / name[2:] / f"{round:06d}.safetensors"
+        return self.folder / name[:2] / name[2:] / f"{round:06d}.safetensors"

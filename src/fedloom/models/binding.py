@@ -80,6 +80,11 @@ class Binding:
             weight.data.copy_(self._pristine[name].double() + (added.T if site.fan_in_fan_out else added))
         self._folded = new
 
+    @property
+    def folded(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """What `fold` has made part of the weights, U and V by the name of the map."""
+        return self._folded
+
     def _check_untied(self, name: str, weight: Tensor) -> None:
         uses = [n for n, p in self.model.named_parameters(remove_duplicate=False) if p is weight]
         if len(uses) > 1:

@@ -24,6 +24,8 @@ def cache(tmp_path, monkeypatch):
 
 
 class Link:
+    clients = ("a", "b")
+
     def presence(self):
         return {"a": Presence(client="a", seen=0.5, busy="1.2.train.0")}
 
@@ -32,7 +34,7 @@ class Service:
     """A coordinator that serves in a thread of its own."""
 
     def __init__(self, folder):
-        self.coordinator = Coordinator(Link(), folder, "demo", lambda: ["a", "b"])
+        self.coordinator = Coordinator(Link(), folder, "demo")
         self.thread = threading.Thread(target=self.coordinator.serve, daemon=True)
         self.thread.start()
 

@@ -60,6 +60,8 @@ def _model(e: Experiment, facts: Facts) -> Iterator[Finding]:
 @rule("data.source")
 def _source(e: Experiment, facts: Facts) -> Iterator[Finding]:
     source, suffix = e.data.source, Path(e.data.source).suffix.lower()
+    if e.engine.kind == "remote":  # every client has its own
+        return
     if source.startswith("sample:"):
         yield from _sample_mistake("data.source", _ask_sample(source, "dataset", facts))
     elif _HUB_CONFIGURATION.fullmatch(source) and ".py:" not in source:

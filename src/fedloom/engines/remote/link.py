@@ -80,6 +80,10 @@ class Presence(_Message):
 class ServerLink(Protocol):
     """The coordinator's end. Calls block; every one may be repeated after a crash, with the same outcome."""
 
+    @property
+    def clients(self) -> Sequence[str]:
+        """The names of all who are enrolled."""
+
     def put(self, key: str, content: bytes) -> Blob:
         """Store what clients fetch; the same key with the same bytes is stored once."""
 
