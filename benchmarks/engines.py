@@ -2,8 +2,8 @@
 
 Everything else of a round happens, as in `loop.py`: selection, groups, starting points, differences, bytes counted, the fold in
 float64, the server's step, the records of the round and of every client. What the clients "learnt" was made beforehand, in every
-process that plays them. With `engine: ray` the vector goes to the workers, and folded groups come back; `--with-flower` adds Flower's
-simulation, in an environment of its own, whose clients answer with the same rows.
+process that plays them. With `engine: ray` the vector goes to the workers, and folded groups come back; `--with-flower` adds
+Flower's simulation, in an environment of its own, whose clients answer with the same rows.
 
 Time is that of the wall, for several processes work; the engines take their rounds in turn, so that all see the same machine.
 """

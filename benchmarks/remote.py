@@ -60,16 +60,15 @@ def compare(size: str, found: dict[str, list[Measured]]) -> None:
     """The ratios: a peer's round over fedloom's, and fedloom's memory over a peer's."""
     own = found.pop("fedloom", [])
     for name, turns in found.items() if own else ():
+        times = [each.median for each in turns], [each.median for each in own]
         wanted = SIZES[size].wanted.get(name)
-        faster = ratio([b.median / a.median for a, b in zip(own, turns, strict=True)])
-        memory = ratio([a.together / b.together for a, b in zip(own, turns, strict=True)])
-        target = f" (wanted {wanted:.2f} or more)" if wanted else ""
-        print(
-            f"  {size}: time of {name} over fedloom's {faster}{target}; fedloom's memory over its {memory} (wanted {MEMORY} or less)"
-        )
-        if wanted:
-            missed = statistics.median(b.median / a.median for a, b in zip(own, turns, strict=True)) < wanted
-            print(f"  {size}: {name}: {'MISSED' if missed else 'met'} in time")
+        faster = statistics.median(b / a for b, a in zip(*times, strict=True))
+        verdict = f" (wanted {wanted:.2f} or more: {'met' if faster >= wanted else 'MISSED'})" if wanted else ""
+        print(f"  {size}: time of {name} over fedloom's {ratio(*times)}{verdict}")
+        memory = [each.together for each in own], [each.together for each in turns]
+        share = statistics.median(a / b for a, b in zip(*memory, strict=True))
+        verdict = f" (wanted {MEMORY} or less: {'met' if share <= MEMORY else 'MISSED'})"
+        print(f"  {size}: memory of fedloom's server side over that of {name} {ratio(*memory)}{verdict}")
 
 
 def main() -> None:

@@ -16,6 +16,12 @@ def keep(monkeypatch) -> None:
     monkeypatch.setattr(_Process, "end", _spare)
 
 
+def begin_anew(monkeypatch) -> None:
+    """Undo `keep` for the rest of a test."""
+    monkeypatch.setattr(_Process, "start", _start)
+    monkeypatch.setattr(_Process, "end", _end)
+
+
 def _again() -> _Process:
     if _kept and _kept[0].parent.poll() is not None:
         _end(_kept.pop())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl
 from collections.abc import Coroutine
@@ -18,6 +19,7 @@ from fedloom.errors import RunError, UsageError
 __all__ = ["SUBJECT", "Operator", "find_kit"]
 
 SUBJECT = "fl.op.request"
+logging.getLogger("asyncio").addFilter(lambda record: "eof_received" not in str(record.msg))  # of nats-py's own making
 _PATIENCE = 10.0  # seconds, to connect and for each reply
 
 T = TypeVar("T")

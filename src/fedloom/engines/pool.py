@@ -61,6 +61,11 @@ def _sockets() -> int:
     return max(1, len({line for line in lines if line.startswith("physical id")}))
 
 
+def _can_fork(device: torch.device) -> bool:
+    """Whether a process that has loaded everything can be forked: never one that has used a GPU, and safely on Linux."""
+    return device.type == "cpu" and sys.platform == "linux"
+
+
 class PoolEngine:
     """Several processes of this machine; this one keeps the round loop and judges the model."""
 
@@ -70,7 +75,7 @@ class PoolEngine:
         self._prepared, self._store = prepared, store
         engine = prepared.experiment.engine
         self._threads = engine.threads or max(1, torch.get_num_threads() // workers)
-        self._forks = prepared.binding.device.type == "cpu" and sys.platform == "linux"
+        self._forks = _can_fork(prepared.binding.device)
         self._template: _Process | None = None
         self._workers: list[_Process | None] = [None] * workers
         self._notes: list[str] = []
@@ -102,6 +107,9 @@ class PoolEngine:
         Raises the error of the first group, in that order, that has one; RunError where a group costs three workers their lives,
         or no worker can be started. Workers that are at work when the caller goes away are ended.
         """
+        if len(groups) < min(len(self._workers), sum(map(len, groups))):
+            what = f"{len(self._workers)} workers, but groups for {len(groups)} of them"
+            self._note(f"{what}: engine.group_size, now {self.sizing.group_size}, makes more groups when it is lower")
         jobs = _Jobs(work, groups, sorted(range(len(groups)), key=lambda i: -self._cost(groups[i])))
         try:
             self._hand_out(jobs)

@@ -132,7 +132,7 @@ class RayEngine:
             jobs.flying[answer] = (numbers, member, body)
 
     def _at_once(self, jobs: _Jobs) -> int:
-        """How many groups go into a message: more than one only where that is little work, for then messages would be most of it."""
+        """How many groups go into a message: more than one only where that is little work, less than a message is."""
         size = 8 * self._prepared.binding.layout.n
         most = min(_WORK / self._seconds, _BYTES / size, len(jobs.waiting) / (2 * self._crew.size))
         return max(1, int(most))

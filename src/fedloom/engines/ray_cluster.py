@@ -64,7 +64,7 @@ def import_ray(options: Options) -> Any:
     try:
         return import_module("ray")
     except ImportError as error:
-        fix = 'pip install "fedloom[ray]"'
+        fix = 'run `pip install "fedloom[ray]"`'
         raise UsageError(
             "`engine: ray` needs Ray, which is not installed", where="engine", why=str(error), fix=fix
         ) from error

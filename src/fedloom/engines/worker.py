@@ -148,7 +148,7 @@ class _Server:
     def open(self, experiment: Experiment, folder: Path, gpu: int | None) -> dict[str, str]:
         if gpu is not None:
             torch.cuda.set_device(gpu)
-        self._work, self._worker = None, Worker.open(experiment, folder)
+        self._worker = Worker.open(experiment, folder)
         return identity(self._worker.prepared)
 
     def fork(self, threads: int) -> int:

@@ -162,7 +162,7 @@ REFUSED = {
     "header longer than the message": (b"fedloom\1" + struct.pack("<I", 1004) + b"{}", "its header claims 1004"),
     "header of 4 GiB": (b"fedloom\1" + struct.pack("<I", (1 << 32) - 4) + b"{}", "its header claims 4294967292"),
     "header of more than is allowed": (
-        forged(GOOD + b" " * MAX_HEADER, BODY)[: size_limit(EXPECTED)], "its header claims"),
+        forged(GOOD + b" " * (MAX_HEADER + 4 - len(GOOD)), BODY)[: size_limit(EXPECTED)], "its header claims 4100"),
     "header without filling": (forged(GOOD + b" " * ((1 - 12 - len(GOOD)) % 8), BODY, fill=False), "its header claims"),
     "not JSON": (forged(b"{]", BODY), "its header is not valid"),
     "two objects": (forged(GOOD + GOOD, BODY), "its header is not valid"),

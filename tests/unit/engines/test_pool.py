@@ -16,7 +16,7 @@ from project import LANGUAGE, OWN, experiment_file
 
 from fedloom import api
 from fedloom.config.engine import LocalEngine
-from fedloom.engines import pool
+from fedloom.engines import pool as module
 from fedloom.engines.group import Assignment
 from fedloom.engines.pool import PoolEngine, count_workers
 from fedloom.engines.worker import as_arrays, as_tensors
@@ -267,7 +267,7 @@ def test_a_caller_may_go_away(engine, trouble):
 
 
 def test_nothing_is_left_after_close(engine, monkeypatch, trouble):
-    monkeypatch.undo()  # a template of its own
+    kept.begin_anew(monkeypatch)
     pool, work, groups = engine()
     list(pool.run(work, groups))
     pids = [pool._template.pid, *(w.pid for w in pool._workers)]
@@ -290,22 +290,18 @@ def test_a_template_and_its_workers_can_be_killed(engine):
 def test_processes_that_die_loading_are_an_error(engine, monkeypatch):
     pool, work, groups = engine()
     pool.close()
-    monkeypatch.setattr(pool_process(), "start", staticmethod(stillborn))
+    monkeypatch.setattr(module._Process, "start", staticmethod(stillborn))
     with pytest.raises(RunError, match="3 worker processes died while they loaded") as caught:
         next(pool.run(work, groups))
     assert "exit code 7" in str(caught.value) and caught.value.where == "engine.workers"
 
 
-def pool_process():
-    return pool._Process
-
-
 def stillborn():
-    ours, theirs = pool.Pipe()
+    ours, theirs = module.Pipe()
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.exit(7)"], pass_fds=[theirs.fileno()])
     theirs.close()
     child.wait(60)
-    return pool._Process(ours, child.pid, child)
+    return module._Process(ours, child.pid, child)
 
 
 def test_data_that_has_changed_is_refused(engine, tmp_path):
@@ -318,18 +314,41 @@ def test_data_that_has_changed_is_refused(engine, tmp_path):
 
 
 def test_every_worker_has_its_share_of_threads(engine, trouble):
-    pool, work, groups = engine(engine__threads=2)
+    pool, work, groups = engine(engine__threads=2, local__steps=1)
     list(pool.run(work, groups))
     assert {threads for _, _, threads in trouble.order()} == {"2"}
     before = torch.get_num_threads()
     torch.set_num_threads(6)
     try:
-        pool, work, groups = engine(engine__threads=None)
+        pool, work, groups = engine(engine__threads=None, local__steps=1)
         list(pool.run(work, groups))
     finally:
         torch.set_num_threads(before)
     assert {threads for _, _, threads in trouble.order()[4:]} == {"3"}
     assert sum("set engine.threads" in note for note in pool.notes()) == 1
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_be_forked_load_by_themselves(tmp_path, trouble, monkeypatch):
+    """As on GPUs: the same bytes, also after a death."""
+    loaded = api.load(file_of(tmp_path))
+    quiet, states = federated(loaded, tmp_path / "quiet", 1)
+    kept.begin_anew(monkeypatch)
+    monkeypatch.setattr(module, "_can_fork", lambda device: False)
+    trouble("kill", "topic-2", "1")
+    own, own_states = federated(loaded, tmp_path / "own", 2)
+    assert torch.equal(quiet.progress.w, own.progress.w) and states == own_states
+    assert "a worker died (was killed by SIGKILL)" in (own.run_dir.path / "log.txt").read_text()
+
+
+def test_too_few_groups_are_told(engine):
+    pool, work, groups = engine(engine__group_size=2)
+    list(pool.run(work, groups[:1]))  # one client makes one group, whatever the size
+    assert pool.notes() == []
+    list(pool.run(replace(work, round=2), [[k for group in groups for k in group]]))
+    assert pool.notes() == [
+        "2 workers, but groups for 1 of them: engine.group_size, now 2, makes more groups when it is lower"
+    ]
 
 
 def test_a_workers_memory_is_told(engine, trouble):
@@ -415,7 +434,7 @@ def test_how_many_workers(monkeypatch, tmp_path, options, sockets, cores, expect
     info.write_text(
         "\n".join(f"processor\t: {i}\nphysical id\t: {i % sockets}" for i in range(8)) if sockets else "nothing"
     )
-    monkeypatch.setattr(pool, "_CPUS", info)
+    monkeypatch.setattr(module, "_CPUS", info)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     assert count_workers(LocalEngine(**options), torch.device("cpu")) == expected
 

@@ -163,9 +163,7 @@ class NatsClientLink:
                 await message.term()
             return
         digest = ask.digest
-        if digest in self._withdrawn:
-            await message.ack()
-            return
+        self._withdrawn.pop(digest, None)  # it is asked again
         with self._lock:
             known = digest in self._held
             self._held[digest] = _Held(ask, message)

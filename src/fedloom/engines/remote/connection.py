@@ -287,7 +287,7 @@ class Connection:
         opening = asyncio.ensure_future(self._client.connect(**settings))
         try:
             await asyncio.wait(
-                {opening, self._failed}, timeout=max(times.lease, 5.0), return_when=asyncio.FIRST_COMPLETED
+                {opening, self._failed}, timeout=max(times.lease, 3.0), return_when=asyncio.FIRST_COMPLETED
             )
             self.check()
             if not opening.done():

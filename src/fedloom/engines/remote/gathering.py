@@ -53,7 +53,8 @@ class Gathering:
 
     def _wait(self) -> None:
         left = self._until - time.monotonic()
-        for answer in self._link.answers(list(self._open.values()), max(0.0, min(left, _TICK))):
+        found = self._link.answers(list(self._open.values()), max(0.0, min(left, _TICK)))
+        for answer in found:
             number = self._numbers.get((answer.client, answer.id))
             ask = None if number is None else self._open.get(number)
             if number is None or ask is None or answer.ask != ask.digest:
@@ -63,7 +64,7 @@ class Gathering:
             if self._open and self._enough:
                 self.reason = f"the round was closed when {self._first} updates had arrived"
                 return
-        if self._open and time.monotonic() >= self._until:
+        if self._open and not found and left <= 0:  # what had come by then has been read
             self.reason = f"it did not answer within {self._seconds:g} seconds"
 
 

@@ -7,7 +7,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from nacl.signing import VerifyKey
@@ -50,7 +50,7 @@ class NatsServerLink:
         upload_bytes: int = 1 << 30,
     ) -> None:
         self._federation, self._signer = federation, Signer(federation, seed)
-        self._keys: dict[str, VerifyKey] = {name: verify_key(public) for name, public in clients.items()}
+        self._keys = _keys(clients)
         self._lock = threading.Condition()
         self._live: dict[tuple[str, str], str] = {}  # the subjects of asks that are neither withdrawn nor forgotten
         self._arrived: dict[str, Answer] = {}  # by the digest of the ask
@@ -58,6 +58,7 @@ class NatsServerLink:
         self._digests: dict[int, tuple[Ask, str]] = {}
         self._seen: dict[str, tuple[float, str | None]] = {}
         self._asked = set(self._keys)  # who may have something stored that can be forgotten
+        self._replies = f"{subjects.inbox(COORDINATOR)}.{secrets.token_hex(8)}"
         self._connection = Connection(options, COORDINATOR, Times(lease))
         self._lease = Lease(self._connection, self._signer, holder)
         self._streams = Streams(self._connection, upload_bytes)
@@ -83,12 +84,12 @@ class NatsServerLink:
 
     def enrol(self, clients: Mapping[str, str]) -> None:
         """From now on these are the federation's clients, public nkeys by name: others are neither asked nor believed."""
-        keys = {name: verify_key(public) for name, public in clients.items()}
-        new = [name for name in keys if name not in self._keys]
-        self._connection.call(
-            together(lambda client=name: self._streams.make_for(client, self._replies) for name in new)
-        )  # type: ignore[misc]
-        self._keys, self._asked = keys, self._asked | keys.keys()
+        self._lease.require()
+        former, self._keys = self._keys, _keys(clients)
+        with self._lock:
+            self._asked |= self._keys.keys()
+            self._seen = {name: seen for name, seen in self._seen.items() if name in self._keys}
+        self._connection.call(self._make(self._keys.keys() - former.keys()))
 
     def listen(self, subject: str, answer: Callable[[bytes], bytes]) -> None:
         """Answer requests on a subject, each in a thread of its own."""
@@ -173,7 +174,7 @@ class NatsServerLink:
         return {
             client: Presence(client=client, seen=now - at, busy=busy)
             for client, (at, busy) in seen
-            if now - at <= lease
+            if now - at <= lease and client in self._keys
         }
 
     # -- on the loop
@@ -184,14 +185,13 @@ class NatsServerLink:
         for subject in await self._streams.listing(ASK, "fl.ask.>"):
             parts = subject.split(".")
             self._live[parts[2], parts[-1]] = subject
-        replies = self._replies = f"{subjects.inbox(COORDINATOR)}.{secrets.token_hex(8)}"
-        await self._connection.subscribe(replies, self._on_answer)
+        await self._connection.subscribe(self._replies, self._on_answer)
         await self._connection.subscribe("fl.here.*", self._on_beat)
         await self._connection.subscribe("fl.fetch.*", self._on_wanted)
-        await together(
-            lambda client=client: self._streams.make_for(client, replies)  # type: ignore[misc]
-            for client in self._keys
-        )
+        await self._make(self._keys)
+
+    async def _make(self, clients: Iterable[str]) -> None:
+        await together(lambda c=c: self._streams.make_for(c, self._replies) for c in clients)  # type: ignore[misc]
 
     def _digest(self, ask: Ask) -> str:
         """The digest of an ask, worked out once: asks do not change."""
@@ -271,6 +271,10 @@ class NatsServerLink:
             return
         try:
             answer = self._read_answer(client, message)
+            if not await self._is_live(client, answer.ask):
+                raise Forged(
+                    f"the answer to {answer.id} is late", where=f"client {client!r}", why="nobody waits for it"
+                )
         except (Forged, ValidationError) as error:
             log.warning("an answer on %s was refused: %s", message.subject, error)
             await self._streams.delete(subjects.answers_of(client), message.metadata.sequence.stream)
@@ -289,11 +293,19 @@ class NatsServerLink:
             raise Forged(
                 f"an answer of {answer.client!r}", where=f"client {client!r}", why="its key signs for itself only"
             )
-        with self._lock:
-            subject = self._live.get((client, self._signer.name(client, answer.ask)))
-        if subject is None:
-            raise Forged(f"the answer to {answer.id} is late", where=f"client {client!r}", why="nobody waits for it")
         return answer
+
+    async def _is_live(self, client: str, digest: str) -> bool:
+        """Whether an ask has been neither withdrawn nor forgotten; the broker knows those of a former coordinator."""
+        name = self._signer.name(client, digest)
+        with self._lock:
+            if (client, name) in self._live:
+                return True
+        for subject in await self._streams.listing(ASK, f"fl.ask.{client}.*.*.*.*.{name}"):
+            with self._lock:
+                self._live[client, name] = subject
+            return True
+        return False
 
     async def _on_beat(self, message: Msg) -> None:
         """A sign of life; a client that works on what is withdrawn is told, should it have missed that."""
@@ -305,7 +317,7 @@ class NatsServerLink:
             return
         with self._lock:
             self._seen[client] = (time.monotonic(), beat.busy[0][0] if beat.busy else None)
-            idle = [digest for _, digest in beat.busy if (client, self._signer.name(client, digest)) not in self._live]
+        idle = [digest for _, digest in beat.busy if not await self._is_live(client, digest)]
         if idle:
             await self._tell(client, idle)
 
@@ -329,3 +341,7 @@ class NatsServerLink:
         if client not in self._keys:
             raise Forged(f"{client!r} is not a client of this federation")
         return unseal(self._keys[client], self._federation, direction, client, message.data)
+
+
+def _keys(clients: Mapping[str, str]) -> dict[str, VerifyKey]:
+    return {name: verify_key(public) for name, public in clients.items()}

@@ -98,14 +98,14 @@ def test_a_coordinator_that_restarts_finds_what_was_answered_meanwhile(place: Pl
 
 
 def test_a_client_that_dies_is_asked_again_and_one_that_trains_long_is_not(place: Place) -> None:
-    server, first = place.server(lease=1.5), place.client("north", lease=1.5)
+    server, first = place.server(lease=1.0), place.client("north", lease=1.0)
     server.ask([ask_to("north")])
     ask = take(first)
-    time.sleep(4)  # this thread is busy, as in a training step, for several leases
+    time.sleep(2.5)  # this thread is busy, as in a training step, for several leases
     consumer = server._connection.call(server._connection.js.consumer_info("ASK", "north"))
     assert (consumer.num_ack_pending, consumer.delivered.consumer_seq) == (1, 1), "its lease was renewed"
     drop(first)
-    second = place.client("north", lease=1.5)
+    second = place.client("north", lease=1.0)
     assert take(second) == ask
     second.answer(answer_to(ask))
     assert gather(server, [ask])["north"].status == "ok"
@@ -166,6 +166,57 @@ def test_a_withdrawn_ask_stops_its_client_and_its_answer_is_refused(place: Place
     assert (stored(server, "UP_north").messages, server.answers([ask], 0.2)) == (0, [])
     server.ask([other])
     assert take(client) == other
+
+
+def test_what_was_withdrawn_can_be_asked_again(place: Place) -> None:
+    server, client = place.server(lease=1.0), place.client("north", lease=1.0)
+    asks = [ask_to("north"), ask_to("north", part=1)]
+    server.ask(asks)
+    take(client)
+    take(client)
+    client.answer(answer_to(asks[0]))
+    wait_for(lambda: asks[0].digest in server._arrived)
+    server.cancel(asks)  # one is answered, but nobody has been told; the other is worked on
+    wait_for(lambda: client.cancelled(asks[1]))
+    server.ask(asks)
+    assert take(client) == asks[1], "what it has answered it says again by itself"
+    assert not client.cancelled(asks[1])
+    client.answer(answer_to(asks[1]))
+    found: set[str] = set()
+    wait_for(lambda: found.update(answer.id for answer in server.answers(asks, 1.0)) or len(found) == 2)
+
+
+def test_what_a_former_coordinator_asked_late_still_counts(place: Place) -> None:
+    """It was published after its successor had read which asks there are."""
+    server, client, ask = place.server(), place.client("north"), ask_to("north")
+    server.ask([ask])
+    server._live.clear()
+    assert take(client) == ask
+    client._connection.call(client._beat())
+    client.answer(answer_to(ask))
+    assert gather(server, [ask])["north"].status == "ok"
+
+
+def test_clients_come_and_go_while_the_coordinator_runs(place: Place) -> None:
+    server, north, south = place.server(), place.client("north"), place.client("south")
+    place.federation.add(["west"])
+    place.broker.reload(kit_of(place.federation, "coordinator"))
+    server.enrol(kit_of(place.federation, "coordinator").clients)
+    west, ask = place.client("west"), ask_to("west")
+    server.ask([ask])
+    west.answer(answer_to(take(west)), b"new")
+    assert server.fetch(gather(server, [ask])["west"], 10) == b"new"
+    place.federation.revoke(["north"])
+    kit = kit_of(place.federation, "coordinator")
+    server.enrol(kit.clients)
+    place.broker.reload(kit)
+    with pytest.raises(RunError, match="'north' is not a client"):
+        server.ask([ask_to("north")])
+    with pytest.raises(UsageError, match="does not know the key of 'north'"):
+        north.next(PATIENCE)
+    ask = ask_to("south")
+    server.ask([ask])
+    assert take(south) == ask
 
 
 def test_what_was_stored_is_freed_round_by_round(place: Place) -> None:
