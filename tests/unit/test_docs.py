@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from fedloom import api
 from fedloom.algorithms import ALGORITHMS
 from fedloom.cli.app import app
+from fedloom.config.site import read_site
 from fedloom.sweep import load_plan
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +56,9 @@ def test_experiments_in_the_documents_are_valid(text, tmp_path):
     assert api.load(tmp_path / "x.yaml").federation.rounds > 0
 
 
-EXAMPLES = sorted(str(p.relative_to(ROOT / "examples")) for p in (ROOT / "examples").rglob("*.yaml"))
+EXAMPLES = sorted(
+    str(p.relative_to(ROOT / "examples")) for p in (ROOT / "examples").rglob("*.yaml") if p.parent.name != "remote"
+)
 SWEEPS = [file for file in EXAMPLES if re.search(r"^base:", (ROOT / "examples" / file).read_text(), re.M)]
 
 
@@ -68,6 +72,32 @@ def test_examples_are_valid_and_say_how_to_run_them(file):
     for part in (f"# Run:    fedloom {verb} examples/{file}", "# Takes:", "# Prints:"):
         assert part in header
     assert "TIME" not in header and "RESULT" not in header
+
+
+def test_the_files_of_the_federation_are_valid(tmp_path):
+    (tmp_path / "everyone.csv").write_text("text,label,client\na,positive,films\n")
+    text = (ROOT / "examples" / "remote" / "experiment.yaml").read_text()
+    (tmp_path / "experiment.yaml").write_text(text)
+    loaded = api.load(tmp_path / "experiment.yaml")
+    for file in (ROOT / "examples" / "remote").glob("site-*.yaml"):
+        site = read_site(file)
+        assert loaded.model.task in site.accept.tasks and loaded.federation.rounds <= site.accept.max_rounds
+        assert set(site.data.labels.values()) <= set(loaded.data.labels)
+    assert YAML(typ="safe").load(ROOT / "examples" / "remote" / "compose.yaml")["services"].keys() == {
+        "coordinator",
+        "client",
+    }
+
+
+@pytest.mark.parametrize("unit", sorted((ROOT / "examples" / "remote").glob("*.service")), ids=lambda p: p.stem)
+def test_units_start_commands_that_exist(unit):
+    found = ConfigParser(strict=False, interpolation=None)
+    found.optionxform = str
+    found.read(unit)
+    words = shlex.split(found["Service"]["ExecStart"])
+    assert words[0].endswith("/bin/fedloom")
+    known = CliRunner().invoke(app, [words[1], "--help"], env={"COLUMNS": "200"})
+    assert known.exit_code == 0 and all(word in known.output for word in words if word.startswith("--"))
 
 
 @pytest.mark.parametrize("file", [file for file in SWEEPS if Path(file).stem.startswith("algorithms")])

