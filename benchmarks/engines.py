@@ -5,7 +5,8 @@ float64, the server's step, the records of the round and of every client. What t
 process that plays them. With `engine: ray` the vector goes to the workers, and folded groups come back; `--with-flower` adds
 Flower's simulation, in an environment of its own, whose clients answer with the same rows.
 
-Time is that of the wall, for several processes work; the engines take their rounds in turn, so that all see the same machine.
+The methods take their rounds in turn, so that all see the same machine. Several processes work: time on the wall is what a user
+waits, CPU time of all that have a part in it is what the machine spends.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import tempfile
 import time
 import venv
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from common import Setting, machine, make_federation, make_prepared, one_round, ratio, rotate
 from loop import TOLERANCE, Array, Untrained, Vector, numpy_round, without_training
@@ -68,11 +70,28 @@ def untrained(prepared: Prepared, rows: torch.Tensor) -> Untrained:
     return made
 
 
-def wall_seconds(work: Callable[[], object]) -> float:
-    """Seconds on the wall: the work is done in several processes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+class Clock:
+    """Times what a method does, on the wall and in CPU time of its processes: those of this one, and those below `others`."""
+
+    def __init__(self) -> None:
+        self.cpu: dict[str, list[float]] = {}
+
+    def timed(self, name: str, work: Callable[[], Any], others: Callable[[], list[psutil.Process]]) -> float:
+        """Seconds on the wall, or what the work says that they were."""
+        before, started = self._used(others()), time.perf_counter()
+        said = work()
+        wall = said if isinstance(said, float) else time.perf_counter() - started
+        after = self._used(others())
+        self.cpu.setdefault(name, []).append(sum(used - before.get(pid, 0.0) for pid, used in after.items()))
+        return wall
+
+    def _used(self, others: list[psutil.Process]) -> dict[int, float]:
+        used = {0: time.process_time()}
+        for process in others:
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                used[process.pid] = times.user + times.system
+        return used
 
 
 def flower_python() -> str:
@@ -147,26 +166,33 @@ def main() -> None:
         difference = np.abs(ours.numpy() - numpy_round(start, rows, weights)).max()
         if not difference <= TOLERANCE:
             raise SystemExit(f"the results differ by {difference}")
+        clock, this = Clock(), psutil.Process()
+        mine = this.children(recursive=True)  # Ray's; workers have been there since the first round
         methods: dict[str, Callable[[], float]] = {
-            "numpy": lambda: wall_seconds(lambda: numpy_round(start, rows, weights)),
-            "local": lambda: wall_seconds(lambda: one_round(local)),
-            "ray": lambda: wall_seconds(lambda: one_round(ray)),
+            "numpy": lambda: clock.timed("numpy", lambda: numpy_round(start, rows, weights), list),
+            "local": lambda: clock.timed("local", lambda: one_round(local), list),
+            "ray": lambda: clock.timed("ray", lambda: one_round(ray), lambda: mine),
         }
         if options.with_flower:
-            methods["flower"] = stack.enter_context(flower_rounds(folder, start, rows, weights, options.workers))
+            flower = stack.enter_context(flower_rounds(folder, start, rows, weights, options.workers))
+            methods["flower"] = lambda: clock.timed(
+                "flower", flower, lambda: [p for p in this.children(recursive=True) if p not in mine]
+            )
         seconds = rotate(methods, options.repetitions)
+        cpu = {name: own[1:] for name, own in clock.cpu.items()}  # the first turn does not count
         size = local.engine.sizing.group_size
         local.run_dir.close()
         ray.run_dir.close()
     print(f"{clients} clients, {length:,} numbers each, groups of {size}, {options.workers} workers")
     print(f"  engine local and engine ray: the same bytes; largest difference from NumPy {difference:.1e}")
     names = {"local": "engine local", "ray": "engine ray", "flower": f"Flower's simulation, flwr {FLOWER}"}
-    for name in methods.keys() - {"numpy"} and [m for m in methods if m != "numpy"]:
+    for name in [m for m in methods if m != "numpy"]:
         each = 1e6 * statistics.median(seconds[name]) / clients
-        print(f"  {names[name]:32} {ratio(seconds[name], seconds['numpy'])} x numpy   {each:.0f} microseconds a client")
+        wall, used = ratio(seconds[name], seconds["numpy"]), ratio(cpu[name], cpu["numpy"])
+        print(f"  {names[name]:35} {wall} x numpy   CPU time {used} x numpy   {each:.0f} microseconds a client")
     if options.with_flower:
         for name in ("local", "ray"):
-            print(f"  Flower's simulation over engine {name}: {ratio(seconds['flower'], seconds[name])}")
+            print(f"  {names['flower']} over engine {name}: {ratio(seconds['flower'], seconds[name])}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """A real federation's round without training: fedloom, Flower and NVFlare, each with two clients on loopback, TLS and keys.
 
 Every round the server sends a vector of float32 numbers, each client sends back another of the same length, and the server takes
-their mean, which is checked. Printed are the seconds of a round at the server, the first round left out; the peak resident memory
-of all processes on the server's side; and ratios, medians over the turns of what was measured in the same turn. The peers are
-installed by pip in environments of their own, on first use. NVFlare pushes messages; `nvflare_bytes` is the same with the numbers
-as bytes, which it sends in the message itself, whereas receivers fetch its arrays.
+their mean, which is checked. Printed are the seconds of a round at the server and the CPU seconds of all processes, the first
+round left out; the peak resident memory of all processes on the server's side; and ratios, medians over the turns of what was
+measured in the same turn. The peers are installed by pip in environments of their own, on first use. NVFlare pushes messages;
+`nvflare_bytes` is the same with the numbers as bytes, which it sends in the message itself, whereas receivers fetch its arrays.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def report(name: str, own: Measured) -> None:
     each = ", ".join(f"{label} {peak / MB:.0f}" for label, peak in own.server.items())
     print(
         f"  {name:13} {own.median:8.4f} s a round, median of {len(rest)} [{min(rest):.4f}..{max(rest):.4f}], first "
-        f"{own.seconds[0]:.2f}; server's side at most {own.together / MB:.0f} MB together ({each}); load {os.getloadavg()[0]:.1f}",
+        f"{own.seconds[0]:.2f}; {own.cpu:.3f} CPU s; server's side at most {own.together / MB:.0f} MB together ({each}); "
+        f"load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
 
@@ -65,6 +66,7 @@ def compare(size: str, found: dict[str, list[Measured]]) -> None:
         faster = statistics.median(b / a for b, a in zip(*times, strict=True))
         verdict = f" (wanted {wanted:.2f} or more: {'met' if faster >= wanted else 'MISSED'})" if wanted else ""
         print(f"  {size}: time of {name} over fedloom's {ratio(*times)}{verdict}")
+        print(f"  {size}: CPU seconds of {name} over fedloom's {ratio([e.cpu for e in turns], [e.cpu for e in own])}")
         memory = [each.together for each in own], [each.together for each in turns]
         share = statistics.median(a / b for a, b in zip(*memory, strict=True))
         verdict = f" (wanted {MEMORY} or less: {'met' if share <= MEMORY else 'MISSED'})"

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from remote_parts import ENOUGH, Measured, Memory, first_vector, free_port, processes, rounds_in
+from remote_parts import ENOUGH, Measured, Memory, first_vector, free_port, processes
 
 CLIENTS = ("client-1", "client-2")
 LEASE = 30.0
@@ -30,14 +30,14 @@ def measure(folder: Path, numbers: int, rounds: int) -> Measured:
     out, here = folder / "rounds.jsonl", [sys.executable, Path(__file__)]
     with processes(folder) as own:
         server = own.start("coordinator", [*here, "serve", kits / "coordinator", str(numbers), str(rounds), out])
-        own.until(lambda: "ready" in own.said("coordinator"), 60, "the coordinator")
+        own.until(lambda: "ready" in own.said("coordinator"), 200, "the coordinator")
         with Memory(
             {"coordinator": server}, lambda child: "broker" if "nats-server" in child.name() else "other"
         ) as memory:
             for k, name in enumerate(CLIENTS, start=1):
                 own.start(name, [*here, "join", kits / name, folder / f"state-{k}", str(k)])
-            own.until(lambda: len(rounds_in(out)) >= rounds, ENOUGH, "fedloom's rounds")
-    return Measured(rounds_in(out), memory.each, memory.together)
+            seconds, cpu = own.rounds(out, rounds)
+    return Measured(seconds, memory.each, memory.together, cpu)
 
 
 def serve(folder: Path, numbers: int, rounds: int, out: Path) -> None:

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 from remote_parts import (
-    ENOUGH,
     HERE,
     Measured,
     Memory,
@@ -16,7 +15,6 @@ from remote_parts import (
     listens,
     node_key,
     processes,
-    rounds_in,
 )
 
 VERSION = "1.41.0"
@@ -65,10 +63,10 @@ def measure(folder: Path, numbers: int, rounds: int) -> Measured:
             "--ssl-certfile", certificate, "--ssl-keyfile", key, "--enable-supernode-auth", "--database", folder / "state.db",
             "--disable-runtime-dependency-installation",
         ])  # fmt: skip
-        own.until(lambda: listens(port), 60, "the SuperLink")
+        own.until(lambda: listens(port), 200, "the SuperLink")
         for k in (1, 2):
             public = node_key(folder / f"node{k}")
-            own.run([found / "flwr", "supernode", "register", public, "real"])
+            own.run([found / "flwr", "supernode", "register", public, "real"], 200)
             own.start(f"supernode{k}", [
                 found / "flower-supernode", "--root-certificates", authority, "--superlink", f"127.0.0.1:{port}",
                 "--port", str(free_port()), "--auth-supernode-private-key", folder / f"node{k}",
@@ -76,8 +74,8 @@ def measure(folder: Path, numbers: int, rounds: int) -> Measured:
         config = f'rounds={rounds} numbers={numbers} out="{out}"'
         with Memory({"SuperLink": link}, _name) as memory:
             own.run([found / "flwr", "run", app, "real", "--run-config", config])
-            own.until(lambda: len(rounds_in(out)) >= rounds, ENOUGH, "Flower's rounds")
-    return Measured(rounds_in(out), memory.each, memory.together)
+            seconds, cpu = own.rounds(out, rounds)
+    return Measured(seconds, memory.each, memory.together, cpu)
 
 
 def _name(child: object) -> str:

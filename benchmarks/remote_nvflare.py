@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from remote_parts import ENOUGH, HERE, Measured, Memory, environment, free_port, listens, processes, rounds_in
+from remote_parts import HERE, Measured, Memory, environment, free_port, listens, processes
 
 VERSION = "2.9.0"
 PROJECT = """
@@ -42,12 +42,12 @@ def measure(folder: Path, numbers: int, rounds: int, *, as_bytes: bool = False) 
             _allow(kits[name], folder)
         job = _job(folder, {"numbers": numbers, "rounds": rounds, "out": str(out), "as_bytes": as_bytes})
         server = own.start("server", _command(found, "server", kits["localhost"], "server_train", "org=benchmark"))
-        own.until(lambda: listens(port), 60, "NVFlare's server")
+        own.until(lambda: listens(port), 200, "NVFlare's server")
         for name in ("site-1", "site-2"):
             own.start(name, _command(found, "client", kits[name], "client_train", "org=benchmark", f"uid={name}"))
         own.until(
             lambda: len(re.findall(r"Successfully registered|joined. Sent token", _log(kits["localhost"]))) >= 2,
-            60,
+            200,
             "two clients",
         )
         with Memory(
@@ -55,8 +55,8 @@ def measure(folder: Path, numbers: int, rounds: int, *, as_bytes: bool = False) 
             lambda child: "job process" if "runner_process" in " ".join(child.cmdline()) else "other",
         ) as memory:
             own.run([found / "python", HERE / f"{MODULE}.py", kits["admin@benchmark.org"], job])
-            own.until(lambda: len(rounds_in(out)) >= rounds, ENOUGH, "NVFlare's rounds")
-    return Measured(rounds_in(out), memory.each, memory.together)
+            seconds, cpu = own.rounds(out, rounds)
+    return Measured(seconds, memory.each, memory.together, cpu)
 
 
 def _command(found: Path, side: str, kit: Path, module: str, *settings: str) -> list[str | Path]:

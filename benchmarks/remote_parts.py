@@ -36,6 +36,8 @@ class Measured(NamedTuple):
     """Peak resident bytes of each process on the server's side, by what it is."""
     together: float
     """The most that they held at one time."""
+    cpu: float
+    """CPU seconds a round of all processes, the clients' included, from the end of the first round to that of the last."""
 
     @property
     def median(self) -> float:
@@ -61,7 +63,7 @@ class Processes:
         self._started[name] = process
         return process.pid
 
-    def run(self, command: Sequence[str | Path], timeout: float = 120.0) -> str:
+    def run(self, command: Sequence[str | Path], timeout: float = 300.0) -> str:
         """Run a command to its end; what it said."""
         done = subprocess.run(
             [str(word) for word in command], cwd=self.folder, env=self._environment, capture_output=True, text=True,
@@ -92,6 +94,25 @@ class Processes:
                 tails = "\n".join(f"--- {name}\n{self.said(name)[-1500:]}" for name in self._started)
                 raise SystemExit(f"{what}: not within {seconds:.0f} s\n{tails}")
             time.sleep(0.05)
+
+    def rounds(self, out: Path, wanted: int) -> tuple[list[float], float]:
+        """Wait for so many rounds to be written down: their seconds, and CPU seconds a round after the first."""
+        self.until(lambda: len(rounds_in(out)) >= 1, ENOUGH, "the first round")
+        began, cpu = len(rounds_in(out)), self._cpu()
+        self.until(lambda: len(rounds_in(out)) >= wanted, ENOUGH, f"{wanted} rounds")
+        seconds = rounds_in(out)
+        return seconds, (self._cpu() - cpu) / max(1, len(seconds) - began)
+
+    def _cpu(self) -> float:
+        """CPU seconds so far of all that was started, of their children, and of children that have ended."""
+        total = 0.0
+        for process in self._started.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                own = psutil.Process(process.pid)
+                for one in [own, *own.children(recursive=True)]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        total += sum(one.cpu_times()[:4])
+        return total
 
     def close(self) -> None:
         """End everything that was started, children first asked, then killed, each by its id."""

@@ -24,6 +24,7 @@ from drill_proxy import Proxy
 from drill_reference import CLIENTS, experiment_text, reference, warm, write_project
 
 from fedloom.deployment.jobs import Job, Jobs
+from fedloom.engines.remote.authority import new_nkey
 from fedloom.engines.remote.broker import Broker
 from fedloom.engines.remote.definition import read_plan
 from fedloom.engines.remote.enrolment import FederationFolder
@@ -131,6 +132,14 @@ class Drill:
             wire.close()
 
     # -- what is done to it
+
+    def swap_secret(self, name: str) -> None:
+        """A party has a key that is whole, but not in the federation."""
+        kit = self.parties[name].kit
+        seed, public = new_nkey()
+        (kit / "secret.nk").write_bytes(seed + b"\n")
+        facts = json.loads((kit / "kit.json").read_text())
+        (kit / "kit.json").write_text(json.dumps(facts | {"key": public}))
 
     def begin(self, name: str, **changes: Any) -> None:
         """Start a party's process."""
@@ -268,10 +277,14 @@ class Drill:
         """How often each client has trained each round, all its processes together."""
         found: Counter[tuple[str, int]] = Counter()
         for name in CLIENTS:
-            path = self.folder / name / "drill.jsonl"
-            for line in path.read_text().splitlines() if path.exists() else []:
-                found[name, json.loads(line)["trained"]] += 1
+            found.update((name, round) for round in self.noted(name, "trained"))
         return found
+
+    def noted(self, name: str, key: str) -> list[Any]:
+        """What was written into a party's own record of the drill."""
+        path = self.folder / name / "drill.jsonl"
+        lines = map(json.loads, path.read_text().splitlines() if path.exists() else [])
+        return [line[key] for line in lines if key in line]
 
     def said(self, name: str) -> str:
         """What a party's processes have written."""

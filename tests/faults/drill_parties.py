@@ -54,6 +54,13 @@ class Gate:
     def __init__(self, party: Party, pipe: Pipe) -> None:
         self._party, self._pipe, self._left = party, pipe, set(party.gates)
         self._lock = threading.Lock()
+        self.current: dict[str, int] = {}
+
+    def first_life(self) -> bool:
+        """Whether this is the first process of its party."""
+        first = not (self._party.folder / "lived").exists()
+        (self._party.folder / "lived").touch()
+        return first
 
     def reach(self, phase: str, round: int) -> None:
         """Tell the drill, and wait for its word, if this moment was chosen."""
@@ -176,7 +183,8 @@ def _answered(gate: Gate, answer: Any) -> None:
 
 def _gate_coordinator(gate: Gate) -> None:
     """join, train: clients have been asked; broadcast: a chunk is stored; upload: an update is fetched; commit: about to be saved."""
-    current = {"round": 0}
+    current = gate.current
+    current["round"] = 0
 
     def before_put(_: Any, key: str, content: bytes) -> None:
         part = key.rsplit(".", 2)

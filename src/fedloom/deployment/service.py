@@ -13,7 +13,7 @@ import filelock
 
 from fedloom.engines.remote.broker import Broker
 from fedloom.engines.remote.client_link import NatsClientLink
-from fedloom.engines.remote.kit import SEED_FILE, Kit, connect_options
+from fedloom.engines.remote.kit import Kit, connect_options
 from fedloom.engines.remote.reach import check_reach
 from fedloom.engines.remote.server_link import NatsServerLink
 from fedloom.errors import FedloomError, RunError
@@ -32,7 +32,7 @@ def connect(kit: Kit, lease: float, holder: str | None = None) -> NatsServerLink
     """
     check_reach(kit)
     return NatsServerLink(
-        connect_options(kit), federation=kit.id, seed=_seed(kit), clients=kit.clients, lease=lease, holder=holder
+        connect_options(kit), federation=kit.id, seed=kit.seed(), clients=kit.clients, lease=lease, holder=holder
     )
 
 
@@ -44,13 +44,9 @@ def dial(kit: Kit, folder: Path, lease: float) -> NatsClientLink:
     check_reach(kit)
     folder.mkdir(parents=True, exist_ok=True)
     return NatsClientLink(
-        connect_options(kit), federation=kit.id, client=kit.name, seed=_seed(kit), coordinator=kit.coordinator,
+        connect_options(kit), federation=kit.id, client=kit.name, seed=kit.seed(), coordinator=kit.coordinator,
         folder=folder, lease=lease,
     )  # fmt: skip
-
-
-def _seed(kit: Kit) -> str:
-    return (kit.folder / SEED_FILE).read_text().strip()
 
 
 @contextmanager

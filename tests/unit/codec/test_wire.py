@@ -294,7 +294,7 @@ def test_what_no_reader_would_take_is_not_written(header, tensors, why):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"weight": float("nan")}, {"train_loss": float("inf")}, {"steps": -1}, {"steps": 1.0}]
+    "changes", [{"code": "x"}, {"weight": float("nan")}, {"train_loss": float("inf")}, {"steps": -1}, {"steps": 1.0}]
 )
 def test_headers_that_cannot_be_are_not_made(changes):
     with pytest.raises(ValueError, match="validation error"):

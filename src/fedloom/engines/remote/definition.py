@@ -24,7 +24,7 @@ from fedloom.config.translate import translate
 from fedloom.engines.remote.permissions import COORDINATOR
 from fedloom.errors import ConfigError, Mistake, nearest
 
-__all__ = ["BrokerPlan", "FederationPlan", "name_mistake", "read_plan"]
+__all__ = ["BrokerPlan", "FederationPlan", "Port", "is_host", "name_mistake", "read_plan"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
@@ -154,7 +154,7 @@ def _check_broker(broker: BrokerPlan, base: Path, document: Document) -> None:
         document.report(place, what, "Such as `broker: {host: fl.example.org}`")
     named: Sequence[tuple[Place, str | None]] = [((*place, "host"), broker.host), ((*place, "listen"), broker.listen)]
     for at, host in [*named, *(((*place, "hosts", i), host) for i, host in enumerate(broker.hosts))]:
-        if host is not None and not _is_host(host):
+        if host is not None and not is_host(host):
             fix = "Write it without a scheme and a port: fl.example.org or 192.0.2.7"
             document.report(at, f"{host!r} is not a host's name or address", fix)
     for i, url in enumerate(broker.urls):
@@ -173,7 +173,8 @@ def _check_broker(broker: BrokerPlan, base: Path, document: Document) -> None:
         document.report((*place, "monitor"), "this is the port of the broker", "Choose another, such as 8222")
 
 
-def _is_host(host: str) -> bool:
+def is_host(host: str) -> bool:
+    """Whether a text is the name or the address of a host."""
     try:
         ip_address(host)
     except ValueError:
@@ -187,6 +188,6 @@ def _is_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         plain = not (parts.username or parts.password or parts.path or parts.query or parts.fragment)
-        return parts.scheme == "tls" and plain and parts.port is not None and _is_host(parts.hostname or "")
+        return parts.scheme == "tls" and plain and parts.port is not None and is_host(parts.hostname or "")
     except ValueError:
         return False

@@ -22,8 +22,18 @@ from pydantic import Field, ValidationError
 
 from fedloom.config.section import Section
 from fedloom.engines.remote import authority as ca
-from fedloom.engines.remote.definition import FederationPlan, name_mistake
-from fedloom.engines.remote.kit import SEED_FILE, BrokerSettings, Kit, PublicKey, Role, write_kit
+from fedloom.engines.remote.definition import FederationPlan, is_host, name_mistake
+from fedloom.engines.remote.kit import (
+    AUTHORITY_FILE,
+    BROKER_AUTHORITY_FILE,
+    KIT_FILE,
+    SEED_FILE,
+    BrokerSettings,
+    Kit,
+    PublicKey,
+    Role,
+    write_kit,
+)
 from fedloom.engines.remote.permissions import COORDINATOR, accounts
 from fedloom.engines.remote.settings import BROKER_FOLDER, CERTIFICATE_FILE, KEY_FILE, MAX_PAYLOAD, listen_address
 from fedloom.errors import UsageError, nearest
@@ -81,6 +91,10 @@ class FederationFolder:
         if path.exists():
             fix = "Choose another with --out; or `fedloom federation add` and `renew` change one that exists"
             raise UsageError("the folder exists, and nothing is overwritten", where=str(path), fix=fix)
+        theirs = None
+        if plan.broker.ca is not None:
+            theirs = (base / plan.broker.ca).read_bytes()
+            ca.certificate_facts(theirs, where=plan.broker.ca)
         key, certificate = ca.new_authority(plan.name)
         now = _now()
         roles: list[tuple[str, Role]] = [(COORDINATOR, "coordinator"), (plan.operator, "operator")]
@@ -97,8 +111,8 @@ class FederationFolder:
                 (aside / ".gitignore").write_text("*\n")  # secrets are not to be committed by mistake
                 ca.write_secret(aside / _KEY, key)
                 write_atomic(aside / _CERTIFICATE, certificate)
-                if plan.broker.ca is not None:
-                    write_atomic(aside / "authority" / "broker-ca.pem", (base / plan.broker.ca).read_bytes())
+                if theirs is not None:
+                    write_atomic(aside / "authority" / BROKER_AUTHORITY_FILE, theirs)
                 made._save()
                 made._issue_certificate()
                 made._issue(made.register.parties, {name: seed for name, (seed, _) in seeds.items()})
@@ -157,7 +171,11 @@ class FederationFolder:
         """Issue the broker a new key and certificate, with these further hosts; or the authority a new certificate as well.
 
         The authority keeps its key, so that kits with the old certificate work until that one expires.
+        Raises UsageError for what is not a host.
         """
+        if wrong := [host for host in hosts if not is_host(host)]:
+            fix = "Write it without a scheme and a port: fl.example.org or 192.0.2.7"
+            raise UsageError(f"{wrong[0]!r} is not a host's name or address", where="--host", fix=fix)
         with self._locked():
             if authority:
                 renewed = ca.renew_authority(self._authority_key(), self.register.plan.name)
@@ -216,7 +234,7 @@ class FederationFolder:
 
     def _issue(self, parties: Iterable[Party], seeds: dict[str, bytes]) -> None:
         """Write kits, and pack those that are to be sent; and the accounts for the organisation's own cluster."""
-        other = self.path / "authority" / "broker-ca.pem"
+        other = self.path / "authority" / BROKER_AUTHORITY_FILE
         for party in parties:
             folder = self.path / "kits" / party.name
             if party.role == "client" and party.name not in seeds and not (folder / SEED_FILE).is_file():
@@ -278,7 +296,7 @@ class FederationFolder:
 
     def _pack(self, folder: Path, name: str) -> None:
         """The kit as one file (mode 600), to be unpacked as a folder that only its owner may read."""
-        files = [folder / file for file in ("kit.json", "ca.pem", "broker-ca.pem", SEED_FILE)]
+        files = [folder / file for file in (KIT_FILE, AUTHORITY_FILE, BROKER_AUTHORITY_FILE, SEED_FILE)]
         files += [folder / BROKER_FOLDER / file for file in (CERTIFICATE_FILE, KEY_FILE)]
         root = f"{self.register.plan.name}-{name}"
         aside = self._archive(f".{name}")
@@ -299,9 +317,12 @@ class FederationFolder:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One change at a time, of what is on the disk now."""
-        with FileLock(self.path / ".lock"):
-            self.register = FederationFolder.open(self.path).register
-            yield
+        try:
+            with FileLock(self.path / ".lock"):
+                self.register = FederationFolder.open(self.path).register
+                yield
+        except OSError as error:
+            raise UsageError(f"the folder cannot be written: {error.strerror}", where=str(self.path)) from error
 
 
 def _who(party: Party) -> str:

@@ -62,7 +62,7 @@ class Lease:
             if revision != seen:
                 if seen >= 0 and value is not None and not value["released"] and value["by"] != self._me:
                     raise self._taken(value)
-                seen, since = revision, now
+                seen, since = revision, time.monotonic()
             if self._is_free(revision, value, now - since) and await self._write(revision):
                 self._keeping = self._connection.spawn(self._keep(), "the lease")
                 return

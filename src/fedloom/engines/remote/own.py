@@ -138,11 +138,14 @@ def _labels(names: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
     """The experiment's labels, in its order, by what stands in this client's column."""
     if not own:
         return dict(names)
-    if odd := sorted(set(own.values()) ^ set(names.values())):
-        whose = (
-            "the experiment has no label" if odd[0] in own.values() else "no value of the column is given for the label"
+    given, known = set(own.values()), set(names.values())
+    strange, missing = sorted(given - known), sorted(known - given)
+    if strange or missing:
+        what = (
+            f"the experiment has no label {strange[0]!r}"
+            if strange
+            else f"no value stands for the label {missing[0]!r}"
         )
-        fix = f"Name each once: {', '.join(names.values())}"
-        raise DataError(f"{whose} {odd[0]!r}", where="data.labels", fix=fix)
+        raise DataError(what, where="data.labels", fix=f"Name each once: {', '.join(names.values())}")
     order = list(names.values())
     return dict(sorted(own.items(), key=lambda item: order.index(item[1])))

@@ -17,7 +17,8 @@ a client that publishes its own answer "with reply to" `fl.ans.other.x` has the 
 the other, and can fill the other's stream, or speak as its presence. So every party but the coordinator has an account of its own,
 and what it may publish is exported to that account alone. A reply then stays in the account of the one who asked; it reaches
 nothing else. The coordinator sees such requests with replies to `_R_.>`, which it answers as any other. What the coordinator, or a
-consumer that it made, sends to a party's inbox is exported to that party, and reaches subscriptions to exactly that subject.
+consumer that it made, sends to a party's inbox is exported to that party; a consumer begins to push only when there is a
+subscription to exactly its subject, not to a wildcard.
 
 The broker forgets a request whose reply takes longer than 2 minutes; an operator's, of which there may be several, 10.
 """

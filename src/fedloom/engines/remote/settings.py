@@ -49,6 +49,7 @@ def write_settings(kit: Kit) -> Path:
     `sync_interval: always`: what is acknowledged is on the disk. TLS comes before anything is said (see `connect_options`). Bounds
     on the time of a handshake leave room for hundreds of clients that come back at once. How much is stored is bounded in the
     account of the federation, which unlike the server's own bound may change while it runs.
+    Raises UsageError when they cannot be written, or when the broker is the organisation's own.
     """
     if kit.broker is None:
         raise UsageError(
@@ -78,6 +79,9 @@ def write_settings(kit: Kit) -> Path:
     parties = accounts(
         kit.federation, kit.coordinator, (kit.operator_name, kit.operator), kit.clients, disk=settings.disk
     )
-    write_atomic(folder / ACCOUNTS_FILE, parties)
-    write_atomic(folder / SETTINGS_FILE, "\n".join([*lines, ""]))
+    try:
+        write_atomic(folder / ACCOUNTS_FILE, parties)
+        write_atomic(folder / SETTINGS_FILE, "\n".join([*lines, ""]))
+    except OSError as error:
+        raise UsageError(f"the broker's settings cannot be written: {error.strerror}", where=str(folder)) from error
     return folder

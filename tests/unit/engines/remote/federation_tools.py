@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import nats
 from nats.aio.client import Client
 
 from fedloom.engines.remote.broker import Broker
@@ -59,9 +58,14 @@ class Node:
 
     async def told(self) -> list[str]:
         """The errors so far, once the broker has worked through all that was sent."""
-        await self.client.flush(int(PATIENCE))
+        await self.flush()
         await asyncio.sleep(0.01)
         return self.errors
+
+    async def flush(self) -> None:
+        """Wait until the broker has seen all that was said; nats-py's first ping may overtake what is still buffered."""
+        for _ in range(2):
+            await self.client.flush(int(PATIENCE))
 
     async def ask(self, subject: str, content: bytes = b"", *, count: int = 1) -> list[Any]:
         """Publish with a reply to an inbox of its own, and wait for so many replies."""
@@ -88,6 +92,20 @@ async def connect(kit: Kit, **changes: Any) -> Node:
     return node
 
 
+def refused(kit: Kit, **changes: Any) -> Exception:
+    """What the broker answers to a kit that it must not let in."""
+
+    async def attempt() -> Exception:
+        try:
+            node = await connect(kit, **changes)
+        except Exception as error:  # what nats-py raises is what is looked at
+            return error
+        await node.client.close()
+        raise AssertionError("it was let in")
+
+    return asyncio.run(attempt())
+
+
 def together(scene: Callable[..., Awaitable[None]], *kits: Kit) -> None:
     """Play a scene between the holders of these kits."""
 
@@ -109,17 +127,3 @@ async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not true():
             await asyncio.sleep(0.01)
-
-
-__all__ = [
-    "PATIENCE",
-    "Node",
-    "connect",
-    "free_port",
-    "kit_of",
-    "nats",
-    "new_federation",
-    "started",
-    "together",
-    "until",
-]

@@ -45,7 +45,8 @@ class Place:
         kit = kit_of(self.federation, name)
         settings: dict[str, Any] = {"federation": kit.id, "client": name, "seed": kit.seed(), "lease": LEASE}
         settings |= {"coordinator": kit.coordinator, "folder": self.folder / f"said-{name}"}
-        link = NatsClientLink(connect_options(kit), **(settings | changes))
+        options = changes.pop("options", None) or connect_options(kit)
+        link = NatsClientLink(options, **(settings | changes))
         self._open.append(link)
         return link
 

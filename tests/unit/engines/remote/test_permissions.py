@@ -92,7 +92,7 @@ def test_what_a_party_may_publish_reaches_the_coordinator(federation: Federation
             heard.append(message.subject)  # type: ignore[attr-defined]
 
         await coordinator.client.subscribe("fl.>", cb=hear)
-        await coordinator.client.flush()
+        await coordinator.flush()
         for subject in MAY[party]:
             await node.client.publish(subject, b"here")
         assert await node.told() == []
@@ -112,7 +112,7 @@ def test_everything_else_is_denied_and_arrives_nowhere(federation: FederationFol
 
         for subject in ("fl.>", "$KV.>", "_INBOX_coordinator.x"):
             await coordinator.client.subscribe(subject, cb=hear)
-        await coordinator.client.flush()
+        await coordinator.flush()
         for subject in MAY_NOT[party].split():
             await node.client.publish(subject, b"evil")
             said = await node.told()
@@ -120,7 +120,7 @@ def test_everything_else_is_denied_and_arrives_nowhere(federation: FederationFol
                 f'nats: permissions violation for publish to "{subject.lower()}"'
             ), subject
             node.errors.clear()
-        await coordinator.client.flush()
+        await coordinator.flush()
         assert heard == []
 
     together(scene, kit_of(federation, "coordinator"), kit_of(federation, party))
@@ -159,7 +159,7 @@ def test_what_is_pushed_to_a_client_is_its_own_to_acknowledge(
         js = coordinator.client.jetstream()
         theirs = await south.client.subscribe(f"_INBOX_south.{box}")
         ours = await north.client.subscribe(f"_INBOX_north.{box}")
-        await north.client.flush()
+        await north.flush()
         await js.publish(subject, b"train")
         message = await ours.next_msg(10)
         assert (message.subject, message.data) == (subject, b"train")
@@ -181,7 +181,7 @@ def test_what_was_pushed_while_a_client_was_away_is_there_when_it_is_back(federa
     async def scene(coordinator: Node, north: Node) -> None:
         js = coordinator.client.jetstream()
         box = await north.client.subscribe("_INBOX_north.ask")
-        await north.client.flush()
+        await north.flush()
         north.client._transport._io_writer.transport.abort()  # type: ignore[union-attr]  # as when its machine fails
         await until(lambda: north.client.is_closed or not north.client.is_connected)
         await js.publish("fl.ask.north.run.8", b"later")
@@ -224,7 +224,7 @@ def test_the_coordinator_answers(federation: FederationFolder) -> None:
             for node, name in ((north, "north"), (operator, "operator"))
         ]
         for node in (coordinator, north, operator):
-            await node.client.flush()
+            await node.flush()
         assert [int(reply.data) for reply in await operator.ask("fl.op.logs", count=20)] == list(range(20))
         assert (await north.client.request("fl.fetch.north", b"", timeout=10)).data == b"0"
         for box in news:
@@ -263,7 +263,7 @@ def test_a_reply_reaches_nothing_of_others(federation: FederationFolder) -> None
         await coordinator.client.subscribe("fl.fetch.*", cb=answer)
         await south.client.subscribe("_INBOX_south.>", cb=hear)
         for node in (coordinator, south):
-            await node.client.flush()
+            await node.flush()
         for target in OTHERS.split():
             await north.client.publish("fl.ans.north.mine", b"forged", reply=target)  # answered with an acknowledgement
             await north.client.publish("fl.up.north.mine", b"forged", reply=target)
@@ -275,7 +275,7 @@ def test_a_reply_reaches_nothing_of_others(federation: FederationFolder) -> None
         await north.ask("fl.fetch.north")  # behind the others: they have been answered
         await asyncio.sleep(0.2)
         for node in (coordinator, south):
-            await node.client.flush()
+            await node.flush()
         assert heard == []
         assert (await js.stream_info("ANS_south")).state.messages == before.messages
         assert (await js.stream_info("ANS_south")).state.last_seq == before.last_seq
