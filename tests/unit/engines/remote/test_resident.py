@@ -327,3 +327,9 @@ def test_it_serves_until_it_is_told_to_stop(remote, toy):
     run.link.ask([ask])
     run.node.serve(lambda: ask.digest in remote.broker.log)
     assert remote.broker.log[ask.digest].status == "ok"
+
+
+def test_it_knows_how_many_there_are_and_its_own_rank(remote, toy):
+    own = Opened(remote, toy).node._opened("run-1").own
+    assert len(own.among(8, 2).seen) == 8 and own.among(8, 2).ranks == [2] and own.among(8, None).ranks is None
+    assert len(own.prepared.train) == 1
