@@ -104,5 +104,6 @@ def tests_given(e: Experiment) -> bool:
 
 
 def unjudged(e: Experiment) -> bool:
-    """Whether the watched metric is one of held-out rows, and there are none."""
-    return e.data.held_out == 0 and e.evaluation.metric.startswith("eval_")
+    """Whether the watched metric is one of rows that nobody holds out; clients elsewhere hold out their own."""
+    judged = e.data.validation if e.engine.kind == "remote" else e.data.held_out
+    return judged == 0 and e.evaluation.metric.startswith("eval_")
