@@ -214,7 +214,7 @@ def main() -> None:
     if options.mode:
         print(json.dumps(memory(options.mode, wide, replace(size, layers=options.depths[0]))))
         return
-    depths = [2, 4] if options.smallest else options.depths
+    depths = [2] if options.smallest else options.depths
     repetitions = 1 if options.smallest else options.repetitions
     print(machine())
     print(f"peak memory of a step ({wide}), and its ratio to inference")

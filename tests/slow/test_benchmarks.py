@@ -27,6 +27,18 @@ PRINTED = {
         rf"^  scaffold +2\.00 vectors a client +{RATIO} x plain +{RATIO} x numpy$",
         r"memory: 10 clients \d+ MB above the start, 20 clients \d+ MB; the most growth of a rule \d",
     ],
+    "backprop_free": [
+        r"^   2 layers: inference \d+ MB \([\d.]+\), central \d+ MB \([\d.]+\), jvp \d+ MB \([\d.]+\), backprop \d+ MB",
+        rf"^  4 central differences over 2 x 4 forward passes of the suffix \(1x8x64\): {RATIO}$",
+        *(rf"^  {kind}, 8 directions one by one over joint passes \(1x1x16\): {RATIO}$" for kind in ("central", "jvp")),
+        rf"^  clients one by one over joint passes, 2 directions \(8x1x16\): {RATIO}$",
+        *(
+            rf"^  2 of 8 layers, {which}: the uplink 0\.25 of that of all\n  its step over that of all layers .*: {RATIO}$"
+            for which in ("the highest", "amid the upper half", "evenly spread")
+        ),
+        rf"^  the twin over this, 4 directions \(8x1x16\): {RATIO}$",
+        r"^  bytes of the twin's message over the trained slices': \d+, over seeds': \d+$",
+    ],
     "factors": [rf"dense SVD of the d x d mean over the thin one +{RATIO}$"],
     "startup": [
         rf"fedloom {verb} +{RATIO} x python +{RATIO} x import torch   imports torch: no"

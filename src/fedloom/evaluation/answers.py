@@ -28,6 +28,8 @@ from fedloom.vector.streams import stream
 
 __all__ = ["agrees", "complete", "last_number", "marked_number", "that_writes", "written"]
 
+MOST_NAMED = 8  # rows, in an error
+
 # A sign is one only where no word or bracket ends before it; 1,234 is one number, and 3/4 too. Python reads no endless integers.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)])[-−]\$?)?"
@@ -57,18 +59,27 @@ def agrees(kind: str, completion: str, reference: str, where: str = "") -> bool:
     """
     if kind == "text":
         return bool(exact_match(completion, reference))
+    check_references(kind, [reference], [where])
     right = marked_number(reference) if kind == "number" else None
     right = last_number(reference) if right is None else right
-    if right is None:
-        raise DataError("the answer holds no number", where=where, fix="Set evaluation.generate.answer: text")
     return right == (marked_number if kind == "number" else last_number)(completion)
+
+
+def check_references(kind: str, references: Sequence[str], names: Sequence[str]) -> None:
+    """Raise one DataError for all references without a number, where numbers are compared; names: what to call each."""
+    missing = [n for n, text in zip(names, references, strict=True) if kind != "text" and last_number(text) is None]
+    if missing:
+        more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+        holds = "the answer holds" if len(missing) == 1 else f"{len(missing)} of {len(references)} answers hold"
+        fix = "Set evaluation.generate.answer: text, or leave out such rows with data.where"
+        raise DataError(f"{holds} no number", where=", ".join(missing[:MOST_NAMED]) + more, fix=fix)
 
 
 def written(prepared: Prepared, table: Table, rows: Rows, w: Tensor) -> dict[str, float]:
     """`exact_match` of the model with vector `w` on some of the rows; nothing where the experiment does not ask for it.
 
-    Which rows is drawn once from the seed, of those whose answer was not cut off. Raises DataError when there is none, and
-    ModelError for a model that cannot write.
+    Which rows is drawn once from the seed, of those whose answer was not cut off. Raises DataError when there is none or,
+    before the model writes anything, when some have no number to compare with; ModelError for a model that cannot write.
     """
     options = prepared.experiment.evaluation.generate
     if options is None or not len(rows):
@@ -86,6 +97,7 @@ def written(prepared: Prepared, table: Table, rows: Rows, w: Tensor) -> dict[str
         prompts.append(tokens[:first].tolist())
         references.append(prepared.tokenizer.decode(tokens[first:].tolist(), skip_special_tokens=True))
         names.append(f"row {int(table.column(ROW)[row]) + 1}")
+    check_references(options.answer, references, names)
     prepared.binding.load(w)
     batch = prepared.experiment.evaluation.batch_size
     said = complete(prepared.binding.model, prepared.tokenizer, prompts, options.max_new_tokens, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ from fedloom import algorithms, api
 from fedloom.cli.app import app
 from fedloom.config.schema import LoraAdapter
 from fedloom.errors import ConfigError, DataError, ModelError, UsageError
+from fedloom.evaluation import answers
 from fedloom.evaluation.answers import agrees, complete, last_number, marked_number, that_writes, written
 from fedloom.local.prepare import prepare
 from fedloom.models.adapters import attach
@@ -232,6 +234,29 @@ def test_answers_that_were_cut_off_are_not_asked_for(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"every held-out answer was cut off\. Raise data.max_length"):
         written(prepared, prepared.table, prepared.held_out, prepared.initial)
+
+
+def test_answers_without_a_number_are_told_at_once_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mixed.jsonl").write_text(
+        "".join(
+            json.dumps({"question": f"w{i % 9}", "answer": "## ##" if i % 3 else f"## #### {i % 9}"}) + "\n"
+            for i in range(120)
+        )
+    )
+    loaded = sums(tmp_path, data={"source": "mixed.jsonl"})
+    prepared = prepare(loaded, algorithms.build({"name": "fedavg"}, tmp_path))
+    monkeypatch.setattr(answers, "complete", lambda *_: pytest.fail("the model wrote"))
+    with pytest.raises(DataError) as raised:
+        written(prepared, prepared.table, prepared.held_out, prepared.initial)
+    found = re.fullmatch(
+        r"((?:row \d+(?:, )?)+): (\d) of 8 answers hold no number\. Set evaluation\.generate\.answer: text, or .*",
+        str(raised.value),
+    )
+    assert found, raised.value
+    rows = [int(number) for number in re.findall(r"\d+", found[1])]
+    assert len(rows) == int(found[2]) > 1 and all((row - 1) % 3 for row in rows)
 
 
 def test_what_cannot_write_is_refused_before_it_runs(tmp_path: Path) -> None:

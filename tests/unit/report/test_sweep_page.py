@@ -16,6 +16,7 @@ from test_report_page import Page
 from fedloom.cli.sweep import _print_summary
 from fedloom.tracking.report.wording import number
 from fedloom.tracking.sweep import Goal, cells, read_run, summarise, write_comparison
+from fedloom.tracking.sweep.figures import curves_figure
 from fedloom.tracking.sweep.results import RunResult, differing, worst_tenth
 from fedloom.tracking.sweep.statistics import estimate, t_quantile
 
@@ -185,6 +186,52 @@ def test_differing_names_the_keys():
     one = "name: a\nlocal:\n  lr: 0.1\n  steps: 2\n"
     assert differing(one, one) == []
     assert differing(one, "name: a\nlocal:\n  lr: 0.2\n  clip: 1.0\n") == ["local.lr", "local.steps", "local.clip"]
+
+
+# --- forward passes ---
+
+
+def spending(folder: Path, variant: str, each: float | None, **changes):
+    """A run that takes so many forward passes a round; none are told where that is None."""
+    path = make_run(folder / f"{variant}--seed-0", rounds=4, **changes)
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for record in records[1:]:
+        record.pop("forward_equivalents")
+        record |= {} if each is None else {"forward_equivalents": each}
+    (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return read_run(path, variant, 0, METRIC, None, "finished")
+
+
+def test_forward_passes_are_added_up_to_where_a_run_was_judged(tmp_path):
+    assert spending(tmp_path, "a", 30).curve.passes == (0, 30, 60, 90, 120)
+    assert spending(tmp_path, "b", 30, sparse=True).curve.passes == (0, 120)
+    assert spending(tmp_path, "old", None).curve.passes == ()
+    run = spending(tmp_path, "c", 50)
+    sweep = summarise("s", METRIC, None, {"c": ""}, [run])
+    assert [point.passes for point in sweep.variants[0].curve()] == [0, 50, 100, 150, 200]
+
+
+@pytest.mark.parametrize(
+    ("passes", "drawn", "ticks"),
+    [
+        ((30, 30, 30), "", ""),
+        ((30, 30, None), "", ""),
+        ((None, None, None), "", ""),
+        ((30, 60, None), "ab", "0 50 100 150 200"),
+        ((30, 40, 9000), "abc", "100 1,000 10,000"),  # by powers, where the least would be a line at zero
+    ],
+)
+def test_curves_by_forward_passes_where_variants_take_different_numbers(passes, drawn, ticks, tmp_path):
+    runs = [spending(tmp_path, name, each) for name, each in zip("abc", passes, strict=True)]
+    sweep = summarise("s", METRIC, None, dict.fromkeys("abc", ""), runs)
+    svg = curves_figure(sweep, "passes", by="passes")
+    assert (svg is None) == (not drawn)
+    if svg:
+        title = re.search("<title>([^<]*)</title>", svg)[1]
+        assert re.findall(r"\b([abc]) \d", title) == list(drawn) and "by forward passes" in title
+        assert re.findall(r">(\d[\d,]*)</text>", svg) == ticks.split()
+    page = Page(write_comparison(sweep, tmp_path).read_text())
+    assert ("Eval accuracy by forward passes" in page.text) == bool(drawn)
 
 
 # --- the page ---

@@ -1,17 +1,24 @@
-"""The pictures of a sweep: final values with their intervals, and curves by round and by bytes."""
+"""The pictures of a sweep: final values with their intervals, and curves by round, by bytes and by forward passes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fedloom.tracking.report.drawing import CYCLE, INK, MUTED, sheet, spread_apart, to_svg
-from fedloom.tracking.report.wording import metric_label, number, shorten, size
-from fedloom.tracking.sweep.summary import SweepSummary, VariantResult
+from fedloom.tracking.report.wording import metric_label, number, short_count, shorten, size
+from fedloom.tracking.sweep.summary import Point, SweepSummary, VariantResult
 
-__all__ = ["curves_figure", "finals_figure", "shown_in_colour"]
+__all__ = ["By", "curves_figure", "finals_figure", "shown_in_colour"]
 
 WIDE, HALF = 900.0, 440.0
+By = Literal["rounds", "bytes", "passes"]
+_AXES: dict[By, tuple[str, str]] = {
+    "rounds": ("by round", "Round"),
+    "bytes": ("by bytes sent", "Sent up and down, all clients"),
+    "passes": ("by forward passes", "Forward passes over an example, all clients"),
+}
+_FAR = 20.0  # by passes: where the least and the most differ by more, the scale is logarithmic
 
 
 class _Line(NamedTuple):
@@ -23,6 +30,12 @@ class _Line(NamedTuple):
     low: list[float]
     high: list[float]
     colour: str | None
+
+    def after_start(self) -> _Line:
+        """Without what was judged before anything was spent, which has no place on a logarithmic scale."""
+        keep = [k for k, x in enumerate(self.x) if x > 0]
+        x, mean, low, high = ([column[k] for k in keep] for column in self[1:5])
+        return _Line(self.label, x, mean, low, high, self.colour)
 
 
 def shown_in_colour(sweep: SweepSummary) -> dict[str, str]:
@@ -86,35 +99,48 @@ def _limits(variants: Sequence[VariantResult], metric: str) -> tuple[float, floa
     return low - room, high + room
 
 
-def curves_figure(sweep: SweepSummary, name: str, *, by_bytes: bool = False, wide: bool = True) -> str | None:
-    """The metric by round, or by bytes sent both ways: means over seeds, a band from the lowest to the highest seed."""
-    lines = _lines(sweep, by_bytes)
-    named = [line for line in lines if line.colour]
-    if not named or not any(len(line.x) > 1 for line in lines):
+def curves_figure(sweep: SweepSummary, name: str, *, by: By = "rounds", wide: bool = True) -> str | None:
+    """The metric against one cost: means over seeds, a band from the lowest to the highest seed.
+
+    By forward passes there is a picture only where the variants took different numbers: else it is that by round.
+    """
+    lines = _lines(sweep, by)
+    most = max((len(line.x) for line in lines), default=0)
+    if most < 2 or not any(line.colour for line in lines):
         return None
+    ends = [line.x[-1] for line in lines]
+    if by == "passes" and max(ends) <= 1.01 * min(ends):
+        return None
+    logarithmic = by == "passes" and max(ends) > _FAR * min(ends)
+    alone = {line.label for line in lines if len(line.x) <= 2 < most}
+    lines = [line.after_start() for line in lines] if logarithmic else lines
+    named = [line for line in lines if line.colour]
     width, height = (WIDE, 380.0) if wide else (HALF, 300.0)
     texts = [f"{shorten(line.label, 24 if wide else 14)} {number(line.mean[-1], sweep.metric)}" for line in named]
     room = 18 + 7.4 * max(map(len, texts))
     with sheet(width, height) as figure:
         axes = figure.add_axes((54 / width, 44 / height, (width - 54 - room) / width, (height - 60) / height))
-        most = max(len(line.x) for line in lines)
         for line in reversed(lines):
-            _draw(axes, line, alone=len(line.x) <= 2 < most)
-        _frame(axes, sweep, by_bytes, max(max(line.x) for line in lines))
+            _draw(axes, line, alone=line.label in alone)
+        _frame(axes, sweep, by, lines, logarithmic)
         _label(figure, axes, named, texts)
-        what = "by bytes sent" if by_bytes else "by round"
-        return to_svg(figure, f"{metric_label(sweep.metric)} {what}: {'; '.join(texts)}", name)
+        return to_svg(figure, f"{metric_label(sweep.metric)} {_AXES[by][0]}: {'; '.join(texts)}", name)
 
 
-def _lines(sweep: SweepSummary, by_bytes: bool) -> list[_Line]:
+def _spent(point: Point, by: By) -> float | None:
+    return {"rounds": float(point.round), "bytes": point.bytes, "passes": point.passes}[by]
+
+
+def _lines(sweep: SweepSummary, by: By) -> list[_Line]:
+    """What spent nothing, or does not say, has no curve by it."""
     colours = shown_in_colour(sweep)
     lines = []
     for v in sweep.variants:
         points = v.curve()
-        if not points or (by_bytes and not points[-1][4]):
+        x = [spent for point in points if (spent := _spent(point, by)) is not None]
+        if not x or (by != "rounds" and not x[-1]):
             continue
-        rounds, mean, low, high, sent = (list(column) for column in zip(*points, strict=True))
-        x = sent if by_bytes else [float(r) for r in rounds]
+        mean, low, high = ([getattr(p, key) for p in points] for key in ("mean", "low", "high"))
         lines.append(_Line(v.name, x, mean, low, high, colours.get(v.name)))
     return lines
 
@@ -133,15 +159,24 @@ def _draw(axes: Any, line: _Line, alone: bool) -> None:
     axes.plot(line.x, line.mean, color=line.colour, marker="o" if len(line.x) <= 30 else None, markersize=3.5, zorder=2)
 
 
-def _frame(axes: Any, sweep: SweepSummary, by_bytes: bool, most: float) -> None:
-    from matplotlib.ticker import MaxNLocator
+def _frame(axes: Any, sweep: SweepSummary, by: By, lines: Sequence[_Line], logarithmic: bool) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    axes.set_xlim(-0.02 * most, 1.02 * most)
+    least, most = min(line.x[0] for line in lines), max(line.x[-1] for line in lines)
     axes.margins(y=0.06)
-    axes.set_xlabel("Sent up and down, all clients" if by_bytes else "Round")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=not by_bytes))
-    if by_bytes:
-        axes.xaxis.set_major_formatter(_bytes)
+    axes.set_xlabel(_AXES[by][1] + (", by powers of ten" if logarithmic else ""))
+    if logarithmic:
+        axes.set_xscale("log")
+        room = (most / least) ** 0.02
+        axes.set_xlim(least / room, most * room)
+        axes.xaxis.set_major_locator(LogLocator(numticks=8))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(-0.02 * most, 1.02 * most)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=by == "rounds"))
+    if by != "rounds":
+        write = size if by == "bytes" else short_count
+        axes.xaxis.set_major_formatter(lambda value, _: write(value) if value else "0")
     if sweep.goal and sweep.goal.metric == sweep.metric:
         axes.axhline(sweep.goal.value, color=INK, linestyle=(0, (2, 3)), linewidth=1.1, zorder=1.1)
     axes.yaxis.set_major_locator(_few(6))
@@ -159,10 +194,6 @@ def _label(figure: Any, axes: Any, lines: Sequence[_Line], texts: Sequence[str])
             text, (1.0, (y - box.y0 * scale) / (box.height * scale)), xycoords="axes fraction", xytext=(8, 0),
             textcoords="offset points", va="center", color=line.colour, fontweight="bold", annotation_clip=False,
         )  # fmt: skip
-
-
-def _bytes(value: float, _: int) -> str:
-    return "0" if value == 0 else size(value)
 
 
 def _few(most: int) -> Any:

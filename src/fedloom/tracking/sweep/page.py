@@ -10,7 +10,7 @@ from fedloom.files import write_atomic
 from fedloom.tracking.report.page import Figure, render
 from fedloom.tracking.report.summary import Tile
 from fedloom.tracking.report.wording import MISSING, duration, metric_label, number, plural, size
-from fedloom.tracking.sweep.figures import curves_figure, finals_figure, shown_in_colour
+from fedloom.tracking.sweep.figures import By, curves_figure, finals_figure, shown_in_colour
 from fedloom.tracking.sweep.statistics import Estimate
 from fedloom.tracking.sweep.summary import SweepSummary, ToGoal, VariantResult
 
@@ -159,18 +159,20 @@ def _finals(sweep: SweepSummary) -> Figure | None:
 
 
 def _curves(sweep: SweepSummary, grey: int) -> list[Figure]:
-    """By round and by bytes."""
+    """By round, by bytes and by forward passes."""
     figures = []
+    headings: dict[By, tuple[str, str]] = {
+        "rounds": ("by round", ""),
+        "bytes": ("by bytes sent", " Variants that send nothing are left out."),
+        "passes": ("by forward passes", " A step of backpropagation through the whole model counts three."),
+    }
     band = "The band spans the seeds. " if len(sweep.seeds) > 1 else ""
     others = f"In grey: {plural(grey, 'other variant')}. " if grey else ""
-    for by_bytes, heading in ((False, "by round"), (True, "by bytes sent")):
-        kind = "bytes" if by_bytes else "rounds"
-        svg = curves_figure(sweep, kind, by_bytes=by_bytes)
+    for by, (heading, said) in headings.items():
+        svg = curves_figure(sweep, by, by=by)
         if svg is None:
             continue
-        caption = f"{band}{others}A diamond is a variant judged only at its end."
-        if by_bytes:
-            caption += " Variants that send nothing are left out."
-        narrow = curves_figure(sweep, f"{kind}-narrow", by_bytes=by_bytes, wide=False)
+        caption = f"{band}{others}A diamond is a variant judged only at its end.{said}"
+        narrow = curves_figure(sweep, f"{by}-narrow", by=by, wide=False)
         figures.append(Figure(f"{metric_label(sweep.metric)} {heading}", svg, caption, narrow))
     return figures

@@ -27,11 +27,13 @@ class Goal(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A metric where it was judged: the rounds, the values, and the bytes sent both ways until then."""
+    """A metric where it was judged: the rounds, the values, and until then the bytes sent both ways and the forward passes."""
 
     rounds: tuple[int, ...]
     values: tuple[float, ...]
     bytes: tuple[float, ...]
+    passes: tuple[float, ...] = ()
+    """Over an example, of all clients; empty where some round does not say."""
 
 
 NOT_JUDGED = Curve((), (), ())
@@ -147,17 +149,18 @@ def _mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _sent(run: RunFiles) -> dict[int, float]:
-    """Bytes sent both ways until the end of each round."""
-    rounds = [int(r["round"]) for r in run.rounds]
-    each = (float(r.get("bytes_up") or 0) + float(r.get("bytes_down") or 0) for r in run.rounds)
-    return dict(zip(rounds, accumulate(each), strict=True))
+def _until(run: RunFiles, *keys: str) -> dict[int, float]:
+    """The sum of these amounts until the end of each round."""
+    each = (sum(float(r.get(key) or 0) for key in keys) for r in run.rounds)
+    return dict(zip((int(r["round"]) for r in run.rounds), accumulate(each), strict=True))
 
 
 def _curve(run: RunFiles, metric: str) -> Curve:
     rounds, values = run.curve(metric)
-    sent = _sent(run)
-    return Curve(tuple(rounds), tuple(values), tuple(sent[r] for r in rounds))
+    sent, passes = _until(run, "bytes_up", "bytes_down"), _until(run, "forward_equivalents")
+    told = all(is_number(r.get("forward_equivalents")) for r in run.rounds if r["round"])
+    until = tuple(passes[r] for r in rounds) if told else ()
+    return Curve(tuple(rounds), tuple(values), tuple(sent[r] for r in rounds), until)
 
 
 def _reached(run: RunFiles, goal: Goal) -> Reached | None:

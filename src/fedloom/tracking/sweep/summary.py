@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedloom.tracking.report.wording import lower_is_better, metric_label
-from fedloom.tracking.sweep.results import Curve, Goal, RunResult
+from fedloom.tracking.sweep.results import Goal, RunResult
 from fedloom.tracking.sweep.statistics import Estimate, estimate
 
-__all__ = ["SweepSummary", "VariantResult", "summarise"]
+__all__ = ["Point", "SweepSummary", "VariantResult", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,17 @@ class ToGoal:
     rounds: float | None
     bytes: float | None
     exact: bool
+
+
+class Point(NamedTuple):
+    """A variant where all its finished seeds were judged: over them, the metric and what was spent until then, on average."""
+
+    round: int
+    mean: float
+    low: float
+    high: float
+    bytes: float
+    passes: float | None
 
 
 @dataclass(frozen=True)
@@ -52,14 +63,16 @@ class VariantResult:
         """Its method's title; empty where no run says."""
         return next((run.method for run in self.runs if run.method), "")
 
-    def curve(self) -> list[tuple[int, float, float, float, float]]:
-        """Round, mean, lowest and highest value and mean bytes, at the rounds in which every finished seed was judged."""
+    def curve(self) -> list[Point]:
+        """The rounds in which every finished seed was judged."""
         curves = [run.curve for run in self.finished]
         shared = sorted(set.intersection(*(set(curve.rounds) for curve in curves))) if curves else []
         points = []
         for round_ in shared:
-            values, sent = zip(*(_at(curve, round_) for curve in curves), strict=True)
-            points.append((round_, float(np.mean(values)), min(values), max(values), float(np.mean(sent))))
+            places = [curve.rounds.index(round_) for curve in curves]
+            values, sent = zip(*((c.values[k], c.bytes[k]) for c, k in zip(curves, places, strict=True)), strict=True)
+            passes = _mean([c.passes[k] for c, k in zip(curves, places, strict=True) if c.passes])
+            points.append(Point(round_, float(np.mean(values)), min(values), max(values), float(np.mean(sent)), passes))
         return points
 
 
@@ -206,11 +219,6 @@ def _to_goal(runs: Sequence[RunResult]) -> ToGoal:
     reached = [run.reached for run in runs if run.reached]
     rounds, sent = _mean([r.round for r in reached]), _mean([r.bytes for r in reached])
     return ToGoal(len(reached), rounds, sent, all(r.exact for r in reached))
-
-
-def _at(curve: Curve, round_: int) -> tuple[float, float]:
-    k = curve.rounds.index(round_)
-    return curve.values[k], curve.bytes[k]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
