@@ -15,7 +15,7 @@ fast: $(READY)
 	$(BIN)/python -m pytest -n auto -m "not slow and not peer"
 
 slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not peer"
+	$(BIN)/python -m pytest -n 2 -m "slow and not peer"
 
 check: $(READY)
 	$(BIN)/ruff check .

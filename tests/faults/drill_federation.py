@@ -1,4 +1,4 @@
-"""A whole small federation for a drill: broker, coordinator and clients as processes, wires between them, and what it must end in."""
+"""A whole small federation for a drill: broker, coordinator, clients as processes, wires between them, and what it ends in."""
 
 from __future__ import annotations
 
@@ -93,12 +93,15 @@ class Drill:
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
         more = f", disk: {disk}" if disk is not None else ""
-        plan.write_text(f"name: drill\nbroker: {{host: 127.0.0.1, port: {port}{more}}}\nclients: [{', '.join(CLIENTS)}]\n")
+        plan.write_text(
+            f"name: drill\nbroker: {{host: 127.0.0.1, port: {port}{more}}}\nclients: [{', '.join(CLIENTS)}]\n"
+        )
         self.federation = FederationFolder.create(read_plan(plan), folder / "federation", folder)
         self.broker = Broker(read_kit(self.federation.coordinator))
         self.wires = {name: Proxy(port) for name in (COORDINATOR, *CLIENTS)}
         self.parties = {name: self._party(name) for name in (COORDINATOR, *CLIENTS)}
-        text = experiment_text(rounds=rounds, engine={"kind": "remote", "threads": 1, "device": "cpu", "round_deadline": deadline}, **changes)  # fmt: skip
+        engine = {"kind": "remote", "threads": 1, "device": "cpu", "round_deadline": deadline}
+        text = experiment_text(rounds=rounds, engine=engine, **changes)
         self.jobs = Jobs(folder / COORDINATOR / "jobs")
         self.jobs.submit(text, "drill", "key")
 
@@ -144,7 +147,9 @@ class Drill:
     def begin(self, name: str, **changes: Any) -> None:
         """Start a party's process."""
         party = replace(self.parties[name], **changes)
-        gates = [(phase, round) for who, phase, round in self.at if who == name and (who, phase, round) not in self.reached]
+        gates = [
+            (phase, round) for who, phase, round in self.at if who == name and (who, phase, round) not in self.reached
+        ]
         self.processes[name] = Process(replace(party, gates=gates, mischief=self.mischief.get(name, ())))
         self._started.append(self.processes[name].pid)
 
@@ -296,7 +301,10 @@ class Drill:
         return "\n".join(f"--- {name}\n{self.said(name)[-2500:]}" for name in (COORDINATOR, *CLIENTS))
 
     def check(
-        self, dropped: Iterable[tuple[str, int]] = (), reasons: Mapping[tuple[str, int], str] | None = None, without: Iterable[str] = ()
+        self,
+        dropped: Iterable[tuple[str, int]] = (),
+        reasons: Mapping[tuple[str, int], str] | None = None,
+        without: Iterable[str] = (),
     ) -> None:
         """The outcome of every round is recorded, and the adapter is that of a local run of those who answered."""
         expected = set(dropped)
@@ -336,7 +344,11 @@ class Drill:
         assert not any(codes.values()), f"{codes}\n{self.tails()}"
         self.broker.stop()
         assert not [pid for pid in self._started if psutil.pid_exists(pid)]
-        servers = [p for p in psutil.process_iter(["cwd", "cmdline"]) if p.info["cwd"] and p.info["cwd"].startswith(str(self.folder))]
+        servers = [
+            p
+            for p in psutil.process_iter(["cwd", "cmdline"])
+            if p.info["cwd"] and p.info["cwd"].startswith(str(self.folder))
+        ]
         assert not servers, servers
 
 

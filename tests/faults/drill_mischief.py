@@ -21,7 +21,9 @@ __all__: list[str] = []
 
 Content = Callable[[bytes], bytes]
 DAMAGE: dict[str, Content] = {
-    "flip": lambda content: content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :],
+    "flip": lambda content: (
+        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+    ),
     "truncate": lambda content: content[:-7],
 }
 
@@ -32,7 +34,9 @@ def round_in(subject: str) -> int:
     return int(parts[4]) if len(parts) > 5 and parts[4].lstrip("-").isdigit() else -1
 
 
-def on_publish(change: Callable[[Any, str, bytes], bytes | None], after: Callable[[Any, str, bytes], Any] | None = None) -> None:
+def on_publish(
+    change: Callable[[Any, str, bytes], bytes | None], after: Callable[[Any, str, bytes], Any] | None = None
+) -> None:
     """See, or change, what a link stores at the broker; None is not sent."""
     inner = connection.Connection.publish
 
@@ -52,7 +56,10 @@ def on_publish(change: Callable[[Any, str, bytes], bytes | None], after: Callabl
 
 def said_twice(_: Any, kind: str) -> None:
     """Every message of a kind is stored twice more."""
-    on_publish(lambda link, subject, payload: payload, lambda link, subject, payload: [(subject, payload)] * 2 * subject.startswith(kind))
+    on_publish(
+        lambda link, subject, payload: payload,
+        lambda link, subject, payload: [(subject, payload)] * 2 * subject.startswith(kind),
+    )
 
 
 def asked_twice(_: Any, __: Any) -> None:
@@ -135,7 +142,9 @@ def damaged_message(_: Any, told: tuple[str, str, int]) -> None:
     """Every message of a kind and a round is damaged before it is stored: (`flip` or `truncate`, kind, round)."""
     how, kind, round = told
     on_publish(
-        lambda link, subject, payload: DAMAGE[how](payload) if subject.startswith(kind) and round_in(subject) == round else payload
+        lambda link, subject, payload: (
+            DAMAGE[how](payload) if subject.startswith(kind) and round_in(subject) == round else payload
+        )
     )
 
 
@@ -178,7 +187,13 @@ def damaged_store(gate: Any, told: tuple[str, int]) -> None:
     left = [1]
 
     def change(link: Any, subject: str, payload: bytes) -> bytes:
-        if first and left and gate.current.get("round") == told[1] and subject.startswith("fl.down.") and subject.endswith(".chunk.0"):
+        if (
+            first
+            and left
+            and gate.current.get("round") == told[1]
+            and subject.startswith("fl.down.")
+            and subject.endswith(".chunk.0")
+        ):
             left.clear()
             return DAMAGE[how](payload)
         return payload
@@ -265,7 +280,9 @@ def forged_asks(_: Any, __: Any) -> None:
             signer = signing.Signer(_federation(self), other)
             forged = Ask.model_validate_json(content)
             forged = forged.model_copy(update={"facts": {**forged.facts, "lr_factor": 100.0}})
-            await inner(self, ".".join([*parts[:-1], "0" * 32]), signer.seal("ask", parts[2], forged.model_dump_json().encode()))
+            await inner(
+                self, ".".join([*parts[:-1], "0" * 32]), signer.seal("ask", parts[2], forged.model_dump_json().encode())
+            )
             found = await inner(self, subject, payload)
             news = News(withdrawn=[Ask.model_validate_json(content).digest]).model_dump_json().encode()
             await self.tell(f"_INBOX_{parts[2]}.news", signer.seal("news", parts[2], news))
@@ -275,7 +292,11 @@ def forged_asks(_: Any, __: Any) -> None:
     connection.Connection.publish = publish  # type: ignore[method-assign]
     from drill_parties import gated
 
-    gated(server_link.NatsServerLink, "_ask", before=lambda self, asks: setattr(self._connection, "federation", self._federation))
+    gated(
+        server_link.NatsServerLink,
+        "_ask",
+        before=lambda self, asks: setattr(self._connection, "federation", self._federation),
+    )
 
 
 def _federation(link: Any) -> str:
@@ -311,7 +332,9 @@ def full_disk(gate: Any, told: tuple[str, int]) -> None:
     elif what == "checkpoint":
         checkpoint.atomic_folder = refuse(checkpoint.atomic_folder, lambda path: path.name == "round-000002")  # type: ignore[attr-defined]
     elif what == "metrics":
-        rundir.RunDir._append = _refused_append(refuse(rundir.RunDir._append, lambda _, name, records: name == "metrics.jsonl" and records[0]["round"] == 2))  # type: ignore[method-assign]
+        rundir.RunDir._append = _refused_append(
+            refuse(rundir.RunDir._append, lambda _, name, records: name == "metrics.jsonl" and records[0]["round"] == 2)
+        )  # type: ignore[method-assign]
     else:
         raise AssertionError(what)
 

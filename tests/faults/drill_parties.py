@@ -118,12 +118,12 @@ def _command(party: Party) -> None:
     else:
         from fedloom.cli.join import join
 
-        join(
-            kit=party.kit, site=party.folder / "site.yaml", data=None, state=party.folder / "state", lease=party.lease
-        )
+        join(kit=party.kit, site=party.folder / "site.yaml", data=None, state=party.folder / "state", lease=party.lease)
 
 
-def gated(owner: Any, name: str, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None) -> None:
+def gated(
+    owner: Any, name: str, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None
+) -> None:
     """Wrap a function of a class or a module."""
     inner = getattr(owner, name)
 
@@ -182,7 +182,7 @@ def _answered(gate: Gate, answer: Any) -> None:
 
 
 def _gate_coordinator(gate: Gate) -> None:
-    """join, train: clients have been asked; broadcast: a chunk is stored; upload: an update is fetched; commit: about to be saved."""
+    """join, train: clients were asked; broadcast: a chunk is stored; upload: an update is fetched; commit: about to be saved."""
     current = gate.current
     current["round"] = 0
 

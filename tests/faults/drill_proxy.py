@@ -85,7 +85,9 @@ class Proxy:
             for source, sink, up in ((near, far, True), (far, near, False)):
                 threading.Thread(target=self._pump, args=(source, sink, up, (near, far)), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, up: bool, pair: tuple[socket.socket, socket.socket]) -> None:
+    def _pump(
+        self, source: socket.socket, sink: socket.socket, up: bool, pair: tuple[socket.socket, socket.socket]
+    ) -> None:
         try:
             while piece := source.recv(_PIECE if self.rate is None else 1024):
                 self._flowing.wait()

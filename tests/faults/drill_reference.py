@@ -48,7 +48,12 @@ def experiment_text(rounds: int, engine: dict[str, Any], **changes: Any) -> str:
     config = json.loads(json.dumps(LANGUAGE))
     config["engine"] = engine
     config["local"] |= {"steps": 2, "grouping": "in_place"}
-    config["data"] |= {"source": "rows.jsonl", "partition": {"kind": "column", "column": "site"}, "held_out": 0, "validation": 0}
+    config["data"] |= {
+        "source": "rows.jsonl",
+        "partition": {"kind": "column", "column": "site"},
+        "held_out": 0,
+        "validation": 0,
+    }
     config["federation"] = {"rounds": rounds}
     for key, value in changes.items():
         *path, last = key.split("__")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from drill_federation import LEASE, Drill
 
-QUICK = {"kill-client-during-upload", "kill-coordinator-during-commit", "kill-broker-during-train"}
+QUICK = {"kill-client-during-upload"}
 """What is drilled whenever tests run; the others are slow together."""
 
 CLIENT_PHASES = ["join", "broadcast", "train", "trained", "upload", "commit"]
@@ -19,7 +19,10 @@ COORDINATOR_PHASES = ["join", "broadcast", "train", "upload", "commit", "committ
 
 def drills(*ids: str) -> list[object]:
     """Parameters of these names, the quick ones apart."""
-    return [pytest.param(*each.split(" "), id=name(each), marks=[] if name(each) in QUICK else pytest.mark.slow) for each in ids]
+    return [
+        pytest.param(*each.split(" "), id=name(each), marks=[] if name(each) in QUICK else pytest.mark.slow)
+        for each in ids
+    ]
 
 
 def name(each: str) -> str:

@@ -16,6 +16,7 @@ DAY = 86400.0
 Order = tuple[str, str, Any]
 """A party, what is installed in its process, and what that is told."""
 
+PLACES = [("join", 0), ("broadcast", 2), ("train", 2), ("upload", 2), ("commit", 2)]
 HARMLESS: dict[str, Order] = {
     "duplicate-coordinator-join": (COORDINATOR, "said_twice", "fl.ask."),
     "duplicate-coordinator-broadcast": (COORDINATOR, "said_twice", "fl.down."),
@@ -30,14 +31,16 @@ HARMLESS: dict[str, Order] = {
     "wrong-key-coordinator-train": (COORDINATOR, "forged_asks", None),
     "wrong-key-client-beats": ("south", "other_signature", ("beat", 0)),
     "clock-ahead-client-start": ("south", "clock_jumps", ("start", -1, 20 * DAY)),
-    **{f"clock-ahead-client-{at}": ("south", "clock_jumps", (at, round, DAY)) for at, round in [("join", 0), ("broadcast", 2), ("train", 2), ("upload", 2), ("commit", 2)]},
-    **{f"clock-back-coordinator-{at}": (COORDINATOR, "clock_jumps", (at, round, -DAY)) for at, round in [("join", 0), ("broadcast", 2), ("train", 2), ("upload", 2), ("commit", 2)]},
+    **{f"clock-ahead-client-{at}": ("south", "clock_jumps", (at, round, DAY)) for at, round in PLACES},
+    **{f"clock-back-coordinator-{at}": (COORDINATOR, "clock_jumps", (at, round, -DAY)) for at, round in PLACES},
 }  # fmt: skip
 
 
 def params(table: dict[str, Any], *quick: str) -> list[Any]:
     """Each by its name."""
-    return [pytest.param(each, id=name, marks=[] if name in quick else pytest.mark.slow) for name, each in table.items()]
+    return [
+        pytest.param(each, id=name, marks=[] if name in quick else pytest.mark.slow) for name, each in table.items()
+    ]
 
 
 @pytest.mark.parametrize("order", params(HARMLESS))
@@ -190,5 +193,3 @@ def test_a_clock_before_the_certificate(tmp_path: Path) -> None:
         assert "the clock of this machine says" in drill.said("south").lower()
         drill.check(without={"south"})
         drill.end()
-
-

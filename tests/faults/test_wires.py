@@ -1,4 +1,4 @@
-"""Wires that are cut, fall silent, are slow or damage what they carry, at every phase: nobody trains twice, the bytes are the same."""
+"""Wires that are cut, fall silent, are slow or damage what they carry, at every phase: nobody trains twice, same bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ WIRES = [
     *(f"silence {who} {phase}" for who in ("client", "coordinator") for phase in ("broadcast", "train", "upload")),
     *(f"slow {who} {phase}" for who in ("client", "coordinator") for phase in ("join", "broadcast", "upload")),
     *(f"flip {who} {phase}" for who in ("client", "coordinator") for phase in ("join", "broadcast", "train", "upload")),
-    *(f"truncate {who} {phase}" for who in ("client", "coordinator") for phase in ("join", "broadcast", "train", "upload")),
+    *(
+        f"truncate {who} {phase}"
+        for who in ("client", "coordinator")
+        for phase in ("join", "broadcast", "train", "upload")
+    ),
 ]
 
 

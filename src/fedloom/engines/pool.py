@@ -29,7 +29,7 @@ from torch import Tensor
 from fedloom.config.engine import LocalEngine as Options
 from fedloom.engines.group import Assignment, GroupResult
 from fedloom.engines.sizing import Sizing, size_groups
-from fedloom.engines.worker import as_arrays, as_tensors, identity
+from fedloom.engines.worker import as_arrays, as_tensors, error_of, identity
 from fedloom.errors import FedloomError, RunError
 from fedloom.evaluation.evaluator import Evaluator, Judge
 from fedloom.local.batches import steps_of
@@ -314,10 +314,7 @@ class _Process:
         kind, *facts = self.connection.recv()
         if kind == "done":
             return facts[0]
-        known, arguments, attributes = facts
-        error: FedloomError = known.__new__(known, *arguments)
-        vars(error).update(attributes)
-        raise error
+        raise error_of(*facts)
 
     def end(self) -> str:
         """End it, and wait until it has ended; how it did, in words."""

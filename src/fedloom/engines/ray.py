@@ -22,8 +22,9 @@ from torch import Tensor
 from fedloom.config.engine import RayEngine as Options
 from fedloom.engines.group import Assignment, GroupResult
 from fedloom.engines.ray_cluster import connect, count_workers, first_line, import_ray
-from fedloom.engines.ray_worker import Actor, Answer, Landed, Shared, State, error_of, facts, tensors_as_arrays
+from fedloom.engines.ray_worker import Actor, Answer, Landed, Shared, State, facts, tensors_as_arrays
 from fedloom.engines.sizing import Sizing, size_groups
+from fedloom.engines.worker import error_of
 from fedloom.errors import RunError, UsageError
 from fedloom.evaluation.evaluator import Evaluator, Judge
 from fedloom.local.prepare import Prepared
@@ -33,8 +34,8 @@ __all__ = ["RayEngine"]
 
 _LIVES = 3
 """Workers that a group may cost, or that may be lost in a row while they load."""
-_ROOM = 120.0
-"""Seconds in which a cluster must find room for a worker when there is none."""
+_ROOM = 600.0
+"""Seconds in which a cluster must have found room for a worker, and started its process, when there is none."""
 _WORK, _BYTES = 0.05, 64 << 20
 """Seconds of work, and bytes of results, up to which one message holds several groups."""
 _NAMED = 64
@@ -177,7 +178,7 @@ class RayEngine:
         if wanted in jobs.landed:
             return jobs.landed.pop(wanted)
         if wanted in jobs.failed:
-            raise error_of(jobs.failed[wanted])
+            raise error_of(*jobs.failed[wanted])
         return None
 
     def _mourn(self, jobs: _Jobs, member: _Member, numbers: Sequence[int], error: Exception) -> None:
@@ -236,7 +237,7 @@ class _Jobs:
         self.done.update((number, (good, member, body)) for number in good)
         if answer.failed is not None:  # the run ends at this group; those after it need not begin
             failed = numbers[answer.results]
-            self.failed[failed] = answer.failed
+            self.failed[failed] = answer.failed[1:]
             self.waiting = [i for i in self.waiting if i < failed]
 
 
@@ -295,10 +296,10 @@ class _Crew:
         elif waited is not None:
             self.coming[actor.open.remote(self._experiment)] = (actor, None)
         else:
-            kind, *facts = value
+            kind, *said = value
             if kind == "failed":
-                raise error_of(value)
-            self._check(*facts)
+                raise error_of(*said)
+            self._check(*said)
             self._lost = 0
             self.ready.append(_Member(actor))
 
@@ -311,7 +312,7 @@ class _Crew:
         if at_work or self.ready or None in waits:
             return
         if time.monotonic() - max(since for since in waits if since is not None) > _ROOM:
-            what = f"for {_ROOM:.0f} seconds the cluster has had no room for a worker; not trained are {left()}"
+            what = f"for {_ROOM:.0f} seconds the cluster has had no room for a worker; clients that wait: {left()}"
             fix = "free or add nodes, or lower what a worker reserves (engine.cpus, engine.gpus); `fedloom resume` goes on"
             raise UsageError(what, where="engine", fix=fix)
 

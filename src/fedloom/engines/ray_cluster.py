@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -61,6 +62,10 @@ def import_ray(options: Options) -> Any:
     if options.address is None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on any system: all of it listens on 127.0.0.1 alone
+        if (
+            "RAY_AUTH_MODE" not in os.environ
+        ):  # keep out this machine's other users; Ray's own way is a file in the home folder
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         return import_module("ray")
     except ImportError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -14,16 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedloom import errors
 from fedloom.config.schema import Experiment
 from fedloom.engines.group import Assignment, GroupResult
-from fedloom.engines.worker import Worker, identity, prepare
-from fedloom.errors import FedloomError, RunError
+from fedloom.engines.worker import Worker, identity, prepare, told
 from fedloom.local.prepare import Prepared
 from fedloom.local.store import ClientStore
 from fedloom.vector.lora import Product
 
-__all__ = ["Actor", "Answer", "Landed", "Shared", "State", "error_of", "facts", "tensors_as_arrays"]
+__all__ = ["Actor", "Answer", "Landed", "Shared", "State", "facts", "tensors_as_arrays"]
 
 State = dict[str, Tensor]
 Shared = tuple[Tensor, Mapping[str, Tensor], Mapping[str, Product]]
@@ -59,7 +56,8 @@ class _Carried(ClientStore):
         return self.given.get(client)
 
     def save(self, client: str, round: int, state: State) -> None:
-        self.saved.append((client, round, {name: value.contiguous().cpu() for name, value in state.items()}))
+        own = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+        self.saved.append((client, round, own))  # a copy, for the next group of the message uses the same memory again
 
 
 class Actor:
@@ -79,7 +77,7 @@ class Actor:
             prepared = prepare(experiment)
             self._worker = Worker(prepared, self._store)
         except Exception as error:
-            return _told(error)
+            return told(error)
         return "done", facts(prepared), self._ray.util.get_node_ip_address()
 
     def run(
@@ -96,32 +94,16 @@ class Actor:
             for clients, states in groups:
                 self._store.given, self._store.saved = states, []
                 landed.append(Landed(self._worker.run(work, clients, 0), self._store.saved))
+            last = replace(landed[-1].result, peak_memory=self._worker.peak_memory)
+            landed[-1] = landed[-1]._replace(result=last)
         except Exception as error:
-            failed = _told(error)
+            failed = told(error)
         return Answer(len(landed), failed, self._worker.notes(), time.perf_counter() - started), landed
 
 
 def facts(prepared: Prepared) -> dict[str, str]:
     """What must be alike in all processes of a run for the same bytes to come out."""
     return {name: version(name).partition("+")[0] for name in ("fedloom", "torch")} | identity(prepared)
-
-
-def _told(error: Exception) -> tuple[Any, ...]:
-    """An error as a message: its class in `fedloom.errors`, for a user's own may not be known at the other end."""
-    text = f"In a worker process:\n{traceback.format_exc()}"
-    if not isinstance(error, FedloomError):
-        error = RunError(f"a worker process failed: {type(error).__name__}: {error}")
-    error.add_note(text)
-    known = next(c for c in type(error).__mro__ if c.__module__ == errors.__name__)
-    return "failed", known, error.args, vars(error)
-
-
-def error_of(told: tuple[Any, ...]) -> FedloomError:
-    """The error of a message."""
-    _, known, arguments, attributes = told
-    error: FedloomError = known.__new__(known, *arguments)
-    vars(error).update(attributes)
-    return error
 
 
 def tensors_as_arrays(ray: Any) -> None:

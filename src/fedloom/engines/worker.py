@@ -37,7 +37,7 @@ from fedloom.local.store import ClientStore
 from fedloom.local.train import make_trainer
 from fedloom.vector.lora import Product
 
-__all__ = ["Worker", "as_arrays", "as_tensors", "identity", "prepare", "serve"]
+__all__ = ["Worker", "as_arrays", "as_tensors", "error_of", "identity", "prepare", "serve", "told"]
 
 
 def prepare(experiment: Experiment) -> Prepared:
@@ -81,8 +81,12 @@ class Worker:
     def run(self, work: Assignment, clients: Sequence[int], keep_from: int) -> GroupResult:
         """The result of a group; `keep_from` is the oldest round that the run may still be resumed from."""
         self._store.keep_from = keep_from
-        result = run_group(self.prepared, self._store, self._trainer, work, clients)
-        return replace(result, peak_memory=peak_memory(self.prepared.binding.device))
+        return run_group(self.prepared, self._store, self._trainer, work, clients)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes that this process has held at most, so far; asking takes as long as a few vectors do, so ask once a message."""
+        return peak_memory(self.prepared.binding.device)
 
     def notes(self) -> list[str]:
         """What there is to know of how groups were trained, each once."""
@@ -119,11 +123,11 @@ def _answer(server: _Server, kind: str, *facts: Any) -> tuple[Any, ...] | None:
         do: Callable[..., Any] = getattr(server, kind)
         value = do(*facts)
     except Exception as error:
-        return _told(error)
+        return told(error)
     return None if kind == "fork" and value == 0 else ("done", value)
 
 
-def _told(error: Exception) -> tuple[Any, ...]:
+def told(error: Exception) -> tuple[Any, ...]:
     """An error as a message: its class in `fedloom.errors`, for a user's own may not be known at the other end."""
     text = f"In a worker process:\n{traceback.format_exc()}"
     if not isinstance(error, FedloomError):
@@ -131,6 +135,13 @@ def _told(error: Exception) -> tuple[Any, ...]:
     error.add_note(text)
     known = next(c for c in type(error).__mro__ if c.__module__ == errors.__name__)
     return "failed", known, error.args, vars(error)
+
+
+def error_of(known: type[FedloomError], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> FedloomError:
+    """The error that was told, from what comes after the word."""
+    error = known.__new__(known, *arguments)
+    vars(error).update(attributes)
+    return error
 
 
 class _Server:
@@ -174,7 +185,7 @@ class _Server:
             self._work = as_tensors(work)
         assert self._work is not None
         result = self._worker.run(self._work, clients, keep_from)
-        return as_arrays(result), self._worker.notes()
+        return as_arrays(replace(result, peak_memory=self._worker.peak_memory)), self._worker.notes()
 
 
 def _end_with(handle: int) -> None:

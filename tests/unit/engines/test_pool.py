@@ -200,6 +200,7 @@ def test_results_come_in_order_whichever_ends_first(engine, trouble, monkeypatch
     assert ends[-1] >= {0} and any(done and 0 not in done for done in ends), "the first group did not end last"
 
 
+@pytest.mark.slow
 def test_a_slow_worker_changes_no_byte(tmp_path, trouble):
     loaded = api.load(file_of(tmp_path))
     quiet, _ = federated(loaded, tmp_path / "quiet", 1)
@@ -268,6 +269,7 @@ def test_a_caller_may_go_away(engine, trouble):
     assert names(pool.run(replace(work, round=2), groups)) == TOPICS
 
 
+@pytest.mark.slow
 def test_nothing_is_left_after_close(engine, monkeypatch, trouble):
     kept.begin_anew(monkeypatch)
     pool, work, groups = engine()
@@ -279,6 +281,7 @@ def test_nothing_is_left_after_close(engine, monkeypatch, trouble):
     pool.close()
 
 
+@pytest.mark.slow
 def test_a_template_and_its_workers_can_be_killed(engine):
     pool, work, groups = engine()
     first = [as_arrays(r.partial.totals)["delta"].tobytes() for r in pool.run(work, groups)]
@@ -306,6 +309,7 @@ def stillborn():
     return module._Process(ours, child.pid, child)
 
 
+@pytest.mark.slow
 def test_data_that_has_changed_is_refused(engine, tmp_path):
     pool, work, groups = engine()
     pool.close()
@@ -315,6 +319,7 @@ def test_data_that_has_changed_is_refused(engine, tmp_path):
         next(pool.run(work, groups))
 
 
+@pytest.mark.slow
 def test_every_worker_has_its_share_of_threads(engine, trouble):
     pool, work, groups = engine(engine__threads=2, local__steps=1)
     list(pool.run(work, groups))

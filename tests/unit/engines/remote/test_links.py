@@ -104,6 +104,7 @@ def test_a_coordinator_that_restarts_finds_what_was_answered_meanwhile(place: Pl
     assert client.next(0.5) is None, "it is not asked to train again"
 
 
+@pytest.mark.slow
 def test_a_client_that_dies_is_asked_again_and_one_that_trains_long_is_not(place: Place) -> None:
     server, first = place.server(lease=1.0), place.client("north", lease=1.0)
     server.ask([ask_to("north")])
@@ -358,6 +359,7 @@ def test_a_connection_that_the_broker_ended_for_good_is_made_anew(place: Place) 
     assert server.fetch(gather(server, [ask])["north"], 1) == b"x"
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_not_there(place: Place) -> None:
     place.kill_broker()
     with pytest.raises(RunError, match="no broker answers") as caught:
