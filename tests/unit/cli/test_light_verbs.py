@@ -86,7 +86,7 @@ MISTAKES = [
     ("local.epochs=1", "local.steps", "both"),
     ("local.momentum=0.9", "local.momentum", "only sgd"),
     ("evaluation.metric=accuracy", "evaluation.metric", "eval_accuracy"),
-    ("engine=ray", "engine.kind", "local"),
+    ("engine=slurm", "engine.kind", "local"),
     ("rounds", "rounds", "key.sub=value"),
 ]
 
