@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import json
@@ -18,6 +19,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import nats
 import psutil
 from drill_parties import Party, run_party
 from drill_proxy import Proxy
@@ -28,7 +30,7 @@ from fedloom.engines.remote.authority import new_nkey
 from fedloom.engines.remote.broker import Broker
 from fedloom.engines.remote.definition import read_plan
 from fedloom.engines.remote.enrolment import FederationFolder
-from fedloom.engines.remote.kit import read_kit
+from fedloom.engines.remote.kit import connect_options, read_kit
 
 __all__ = ["Drill", "Moment"]
 
@@ -70,6 +72,7 @@ class Drill:
         *,
         rounds: int = 3,
         deadline: float = LONG,
+        quorum: int | None = None,
         lease: float = LEASE,
         own_broker: bool = False,
         mischief: Mapping[str, Sequence[tuple[str, Any]]] | None = None,
@@ -100,7 +103,7 @@ class Drill:
         self.broker = Broker(read_kit(self.federation.coordinator))
         self.wires = {name: Proxy(port) for name in (COORDINATOR, *CLIENTS)}
         self.parties = {name: self._party(name) for name in (COORDINATOR, *CLIENTS)}
-        engine = {"kind": "remote", "threads": 1, "device": "cpu", "round_deadline": deadline}
+        engine = {"kind": "remote", "threads": 1, "device": "cpu", "round_deadline": deadline, "quorum": quorum}
         text = experiment_text(rounds=rounds, engine=engine, **changes)
         self.jobs = Jobs(folder / COORDINATOR / "jobs")
         self.jobs.submit(text, "drill", "key")
@@ -170,6 +173,7 @@ class Drill:
         """It stops where it is, and goes on after so many seconds, or never."""
         pid = self.processes[name].pid
         os.kill(pid, signal.SIGSTOP)
+        _await_stop(pid)
         if seconds is not None:
             self.later(seconds, lambda: os.kill(pid, signal.SIGCONT))
 
@@ -186,6 +190,7 @@ class Drill:
         pid = self.broker.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
+        _await_stop(pid)
         self.later(seconds, lambda: os.kill(pid, signal.SIGCONT))
 
     def cut(self, *names: str, seconds: float | None = 0.7) -> None:
@@ -195,15 +200,39 @@ class Drill:
             if seconds is not None:
                 self.later(seconds, self.wires[name].mend)
 
+    def add_coordinator(self) -> str:
+        """Another coordinator of the same federation, with a folder of its own and no job; its name."""
+        name = f"{COORDINATOR}-2"
+        home = self.folder / name
+        home.mkdir()
+        self.parties[name] = replace(self.parties[COORDINATOR], name=name, folder=home)
+        return name
+
+    def fill_uploads(self, name: str, seconds: float) -> None:
+        """The broker has no room for a client's uploads, for so many seconds."""
+
+        async def bound(size: int) -> None:
+            client = await nats.connect(**connect_options(read_kit(self.parties[COORDINATOR].kit)))
+            stream = await client.jetstream().stream_info(f"UP_{name}")
+            await client.jetstream().update_stream(stream.config, max_bytes=size)
+            await client.close()
+
+        asyncio.run(bound(1))
+        self.later(seconds, lambda: asyncio.run(bound(1 << 30)))
+
     # -- how it goes
 
-    def play(self, timeout: float = LONG * 2) -> Job:
-        """Start everyone, and go on until the job is over."""
+    def start(self) -> None:
+        """Start everyone who is not there."""
         if not self.own_broker:
             self.broker.start()
         for name in (COORDINATOR, *CLIENTS):
             if name not in self.processes:
                 self.begin(name)
+
+    def play(self, timeout: float = LONG * 2) -> Job:
+        """Start everyone who is not there, and go on until the job is over."""
+        self.start()
         return self.until(self._over, timeout)
 
     def until(self, true: Callable[[], Any], timeout: float = LONG * 2) -> Any:
@@ -350,6 +379,19 @@ class Drill:
             if p.info["cwd"] and p.info["cwd"].startswith(str(self.folder))
         ]
         assert not servers, servers
+
+
+def _await_stop(pid: int) -> None:
+    """A signal to stop takes effect a moment later, thread by thread."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        states = [
+            (task / "stat").read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").iterdir()
+        ]
+        if set(states) <= {"T", "t", "Z"}:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"process {pid} does not stop")
 
 
 def free_port() -> int:

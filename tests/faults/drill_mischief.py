@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import errno
 import os
+import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -303,7 +305,39 @@ def _federation(link: Any) -> str:
     return str(link.federation)
 
 
-# -- disks and clocks
+# -- dropping out, disks and clocks
+
+
+def fate(name: str, round: int) -> str:
+    """What becomes of a client in a round of the long drill: three in ten do not answer, in one of three ways."""
+    drawn = random.Random(f"{name} {round} 12").random()
+    return "fails" if drawn < 0.2 else "is late" if drawn < 0.25 else "dies" if drawn < 0.3 else "answers"
+
+
+def drops_out(gate: Any, name: str) -> None:
+    """This client meets its fate, round by round."""
+    inner = resident.train_group
+
+    def train(prepared: Any, store: Any, trainer: Any, work: Any, clients: Any) -> Any:
+        met = fate(name, work.round)
+        mark = gate.folder / f"died-{work.round}"
+        if met == "dies" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if met == "fails":
+            raise RuntimeError("out of battery")
+        yield from inner(prepared, store, trainer, work, clients)
+
+    resident.train_group = train
+    inner_answer = NatsClientLink.answer
+
+    def answer(self: Any, said: Any, content: bytes | None = None) -> None:
+        _, round, kind, _ = said.id.rsplit(".", 3)
+        while kind == "train" and fate(name, int(round)) == "is late" and said.ask not in self._withdrawn:
+            time.sleep(0.02)
+        inner_answer(self, said, content)
+
+    NatsClientLink.answer = answer  # type: ignore[method-assign]
 
 
 def full_disk(gate: Any, told: tuple[str, int]) -> None:
@@ -350,7 +384,7 @@ def _refused_append(inner: Any) -> Any:
 def clock_jumps(gate: Any, told: tuple[str, int, float]) -> None:
     """The wall clock of this process, as Python tells it, jumps at a phase of a round by so many seconds; -1: from the start."""
     phase, round, seconds = told
-    inner_reach = gate.reach
+    inner_reach, jumped = gate.reach, list[str]()
 
     def jump() -> None:
         real_time, real_gmtime, real_localtime = time.time, time.gmtime, time.localtime
@@ -369,7 +403,8 @@ def clock_jumps(gate: Any, told: tuple[str, int, float]) -> None:
         gate.write(jumped=phase)
 
     def reach(at: str, number: int) -> None:
-        if (at, number) == (phase, round):
+        if (at, number) == (phase, round) and not jumped:
+            jumped.append(at)
             jump()
         inner_reach(at, number)
 

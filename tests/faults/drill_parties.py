@@ -54,6 +54,7 @@ class Gate:
     def __init__(self, party: Party, pipe: Pipe) -> None:
         self._party, self._pipe, self._left = party, pipe, set(party.gates)
         self._lock = threading.Lock()
+        self.folder = party.folder
         self.current: dict[str, int] = {}
 
     def first_life(self) -> bool:

@@ -85,7 +85,7 @@ UNHEARD: dict[str, tuple[Order, str]] = {
     "flip-client-commit": (("south", "damaged_message", ("flip", "fl.ans.", 3)), "signature"),
     "truncate-coordinator-train": ((COORDINATOR, "damaged_ask", ("truncate", "south", 3)), "signature"),
     "flip-coordinator-train": ((COORDINATOR, "damaged_ask", ("flip", "south", 3)), "signature"),
-    "stale-answer-client-commit": (("south", "old_answer_instead", 3), "nobody waits for it"),
+    "stale-answer-client-commit": (("south", "old_answer_instead", 3), ""),
     "wrong-key-client-commit": (("south", "other_signature", ("answer", 3)), "signature"),
 }
 """What counts for nothing: who sent it is waited for until the deadline, and its log, or the coordinator's, names it."""
@@ -94,12 +94,13 @@ UNHEARD: dict[str, tuple[Order, str]] = {
 @pytest.mark.parametrize("case", params(UNHEARD))
 def test_it_counts_for_nothing(tmp_path: Path, case: tuple[Order, str]) -> None:
     (party, what, told), reason = case
-    changes = {"deadline": SHORT, "federation__on_failure": "drop"}
+    changes = {"deadline": SHORT, "quorum": 2, "federation__on_failure": "drop"}
     with Drill(tmp_path, mischief={party: [(what, told)]}, **changes) as drill:
         drill.play()
         drill.check({("south", 3)}, {("south", 3): "did not answer within 10 seconds"})
-        log = drill.said("south" if what == "damaged_ask" else COORDINATOR)
-        assert re.search(rf"refused: .*'south'.*{reason}", log), log
+        if reason:  # an answer that was true once, and is known, is no forgery
+            log = drill.said("south" if what == "damaged_ask" else COORDINATOR)
+            assert re.search(rf"refused: .*'south'.*{reason}", log), log
         drill.end()
 
 
@@ -161,7 +162,7 @@ def test_a_coordinator_whose_disk_is_full_says_so_and_can_be_taken_on(tmp_path: 
     with Drill(tmp_path, mischief={COORDINATOR: [("full_disk", (what, 1))]}) as drill:
         job = drill.play()
         assert job.state == "failed" and "No space left" in (job.error or "")
-        drill.kill(COORDINATOR)
+        drill.kill(COORDINATOR, back=None)
         drill.jobs.update(job, state="queued", error=None)
         drill.play()
         drill.check()

@@ -18,13 +18,14 @@ from pydantic import JsonValue
 from fedloom import api
 from fedloom.deployment.control import Logs, Reply, Status, Stop, Submit, read_request
 from fedloom.deployment.jobs import Job, Jobs
-from fedloom.engines.remote.link import ServerLink
+from fedloom.engines.remote.link import ServerLink, Unreachable
 from fedloom.errors import FedloomError
 
 __all__ = ["Coordinator"]
 
 _log = logging.getLogger("fedloom.coordinator")
 _MOST_LINES = 500
+_LOOK = 5.0  # seconds between looks at the link, while there is nothing to do
 _PROGRESS = ("round", "clients", "dropped", "train_loss", "bytes_up", "bytes_down", "tokens", "seconds")
 
 
@@ -42,11 +43,16 @@ class Coordinator:
         self._started = time.monotonic()
 
     def serve(self) -> None:
-        """Do jobs until `drain`."""
+        """Do jobs until `drain`.
+
+        Raises Unreachable when the broker is away for too long, or another coordinator has the seat: the job goes on at the next
+        start.
+        """
         while not self._draining:
             job = self.jobs.next()
             if job is None:
-                self._asked.wait(timeout=60)
+                self._link.presence()  # raises when this process can do no more
+                self._asked.wait(timeout=_LOOK)
                 self._asked.clear()
             else:
                 self._do(job)
@@ -60,6 +66,7 @@ class Coordinator:
         """The reply to an operator's request; called from the link's thread."""
         request = read_request(content)
         try:
+            self._link.presence()  # one that has lost its seat takes no jobs
             match request:
                 case Submit():
                     reply = self._submit(request)
@@ -121,6 +128,9 @@ class Coordinator:
             elif self._stop == job.id:
                 self.jobs.update(job, state="stopped", run=str(run.path))
             _log.info("job %d %s", job.id, "is finished" if run.finished else "has stopped")
+        except Unreachable:
+            _log.error("job %d is under way; it goes on when the coordinator is started again", job.id)
+            raise
         except FedloomError as error:
             _log.error("job %d failed: %s", job.id, error)
             self.jobs.update(job, state="failed", error=str(error))

@@ -99,7 +99,8 @@ class RayEngine:
             what = f"{self._crew.size} workers, but groups for {len(groups)} of them"
             self._note(f"{what}: engine.group_size, now {self.sizing.group_size}, makes more groups when it is lower")
         keeps = self._keeps or bool(self._prepared.algorithm.client_state(work.w, self._prepared.binding.layout))
-        jobs = _Jobs(work, groups, keeps, self._share(work), self._ray.put(replace(work, w=work.w[:0], server={})))
+        rest = replace(work, w=work.w[:0], server={})
+        jobs = _Jobs(work, groups, keeps, self._share(work), rest if work.layers is None else self._ray.put(rest))
         self._crew.begin()
         for wanted in range(len(groups)):
             while (landed := self._fetch(jobs, wanted)) is None:
@@ -218,7 +219,7 @@ class _Jobs:
     shared: Any
     """In the object store: what all groups of the round are given."""
     rest: Any
-    """There too: the assignment without that."""
+    """The assignment without that; there too where it is large."""
     waiting: list[int] = field(init=False)
     flying: dict[Any, tuple[list[int], _Member, Any]] = field(default_factory=dict)
     """By the answer to come: the groups, who has them, and their results to come."""

@@ -139,6 +139,9 @@ def _check_answers(address: str) -> None:
             return
         lines = done.stderr.strip().splitlines()
         why = lines[-1] if lines else f"joining it ended with exit code {done.returncode}"
+        if "AuthToken" in done.stderr:
+            why = "it asks for another token than there is here, or for one at all"
+            fix = "set RAY_AUTH_MODE=token, and copy its ~/.ray/auth_token or set RAY_AUTH_TOKEN"
     at = "on this machine" if address == "auto" else f"at {address}"
     raise UsageError(f"no Ray cluster answers {at}", where=where, why=why, fix=fix)
 

@@ -24,6 +24,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
+from fedloom.engines.remote.link import Unreachable
 from fedloom.engines.remote.transfer import CHUNK, WINDOW
 from fedloom.errors import FedloomError, RunError, UsageError
 
@@ -264,7 +265,7 @@ class Connection:
         if until <= time.monotonic():
             fix = "see that the broker and the coordinator run, and can be reached"
             what = f"nothing was achieved for {self.times.patience:.0f} seconds"
-            raise RunError(what, where=self.party, why=self._last_error, fix=fix)
+            raise Unreachable(what, where=self.party, why=self._last_error, fix=fix)
 
     def _forbidden(self, verb: str, subject: str) -> UsageError:
         fix = "renew its kit, or the broker's configuration"

@@ -20,6 +20,7 @@ from nacl.signing import VerifyKey
 from nats.js.kv import KeyValue
 
 from fedloom.engines.remote.connection import Connection
+from fedloom.engines.remote.link import Unreachable
 from fedloom.engines.remote.signing import Forged, Signer, unseal
 from fedloom.engines.remote.subjects import COORDINATOR
 from fedloom.errors import FedloomError, RunError
@@ -78,7 +79,7 @@ class Lease:
     def _taken(self, value: dict[str, Any]) -> RunError:
         why = f"{value['holder']} renews its lease of {value['lease']:g} seconds"
         fix = "stop it first, or wait until it has ended"
-        return RunError("another coordinator is at work", where=self._signer.federation, why=why, fix=fix)
+        return Unreachable("another coordinator is at work", where=self._signer.federation, why=why, fix=fix)
 
     async def _write(self, revision: int) -> bool:
         """Write the key unless somebody else has since; the seat is ours for a lease from when we began."""
@@ -123,7 +124,7 @@ class Lease:
             held = self._renewed.wait_for(self._settled, self._times.patience)
         self._connection.check()
         if not held:
-            raise RunError(
+            raise Unreachable(
                 "the coordinator's lease has lapsed", why="the broker cannot be reached", fix="start the broker"
             )
 

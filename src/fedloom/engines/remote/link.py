@@ -13,10 +13,16 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-__all__ = ["Answer", "Ask", "Blob", "ClientLink", "Kind", "Presence", "ServerLink"]
+from fedloom.errors import RunError
+
+__all__ = ["Answer", "Ask", "Blob", "ClientLink", "Kind", "Presence", "ServerLink", "Unreachable"]
 
 Kind = Literal["open", "train", "evaluate", "close"]
 """Load an experiment and say what you hold; train; judge a vector on your own rows; forget the experiment."""
+
+
+class Unreachable(RunError):
+    """This process can no longer say or hear anything; what was asked and answered is kept for the next one."""
 
 
 class _Message(BaseModel):
