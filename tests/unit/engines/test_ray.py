@@ -29,6 +29,7 @@ from fedloom.engines import ray as module
 from fedloom.engines import ray_cluster
 from fedloom.engines.ray import RayEngine
 from fedloom.engines.ray_cluster import count_workers, import_ray
+from fedloom.engines.ray_worker import _Carried
 from fedloom.errors import ClientError, RunError, UsageError
 from fedloom.federation import Federation
 from fedloom.tracking.rundir import RunDir
@@ -176,6 +177,13 @@ def test_other_rounds_end_in_the_same_bytes(name, cluster, tmp_path, monkeypatch
     keeps = name in ("scaffold", "personal", "asynchronous, with states", "an optimizer that is kept")
     assert bool(alone["states"]) == keeps
     assert bool(alone["server"]) == (name in ("scaffold", "fedyogi", "fedex_lora", "clients' own layers"))
+
+
+def test_what_a_client_keeps_is_copied():
+    store, memory = _Carried(), torch.ones(2, 3)
+    store.save("a", 1, {"c": memory[0]})
+    memory.fill_(7)  # the next group of the same message uses it again
+    assert store.saved[0][2]["c"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.slow
