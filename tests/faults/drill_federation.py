@@ -6,7 +6,6 @@ import asyncio
 import heapq
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -22,8 +21,9 @@ from typing import Any
 import nats
 import psutil
 from drill_parties import Party, run_party
+from drill_processes import processes
 from drill_proxy import Proxy
-from drill_reference import CLIENTS, experiment_text, reference, warm, write_project
+from drill_reference import CLIENTS, experiment_text, reference, write_project
 
 from fedloom.deployment.jobs import Job, Jobs
 from fedloom.engines.remote.authority import new_nkey
@@ -34,7 +34,6 @@ from fedloom.engines.remote.kit import connect_options, read_kit
 
 __all__ = ["Drill", "Moment"]
 
-FORK = multiprocessing.get_context("fork")
 COORDINATOR = "coordinator"
 LEASE = 1.0
 LONG = 60.0
@@ -49,8 +48,9 @@ class Process:
 
     def __init__(self, party: Party) -> None:
         self.party = party
-        self.pipe, theirs = FORK.Pipe()
-        self.process = FORK.Process(target=run_party, args=(party, theirs), name=party.name)
+        context = processes()
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=run_party, args=(party, theirs), name=party.name)
         self.process.start()
         theirs.close()
 
@@ -91,7 +91,6 @@ class Drill:
         self._later: list[tuple[float, int, Callable[[], Any]]] = []
         self._numbers = itertools.count()
         self._started: list[int] = []
-        warm()
         plan = folder / "fed.yaml"
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
@@ -284,6 +283,11 @@ class Drill:
         if self.revive:
             self.later(0.3, lambda: self.begin(name))
 
+    def _ask_where(self) -> None:
+        """Who is still there writes where it is."""
+        for each in self.processes.values():
+            os.kill(each.pid, signal.SIGUSR1)
+
     # -- how it ended
 
     @property
@@ -368,6 +372,7 @@ class Drill:
             os.kill(each.pid, signal.SIGCONT)
             os.kill(each.pid, signal.SIGTERM)
         ended = dict(self.processes)
+        self.later(LONG / 2, self._ask_where)
         self.until(lambda: not self.processes, LONG)
         codes = {name: each.process.exitcode for name, each in ended.items()}
         assert not any(codes.values()), f"{codes}\n{self.tails()}"

@@ -197,6 +197,7 @@ def damaged_store(gate: Any, told: tuple[str, int]) -> None:
             and subject.endswith(".chunk.0")
         ):
             left.clear()
+            gate.write(damaged=subject)
             return DAMAGE[how](payload)
         return payload
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import json
 import logging
 import os
@@ -87,8 +88,7 @@ def run_party(party: Party, pipe: Pipe) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.stdout, sys.stderr = (os.fdopen(each, "w", buffering=1, closefd=False) for each in (1, 2))
-    for handler in list(logging.root.handlers):
-        logging.root.removeHandler(handler)
+    faulthandler.register(signal.SIGUSR1)
     torch.set_num_threads(1)
     transfer.CHUNK = CHUNK
     gate = Gate(party, pipe)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from drill_processes import processes
 from project import LANGUAGE, project
 
 from fedloom.engines.group import ClientReport, ClientUpdate
 
-__all__ = ["CLIENTS", "experiment_text", "reference", "warm", "write_project"]
+__all__ = ["CLIENTS", "experiment_text", "reference", "write_project"]
 
 CLIENTS = ("north", "south", "west")
 _ROWS = {"north": 30, "south": 24, "west": 18}
@@ -67,7 +67,7 @@ def experiment_text(rounds: int, engine: dict[str, Any], **changes: Any) -> str:
 @cache
 def reference(rounds: int, dropped: frozenset[tuple[str, int]], members: tuple[str, ...], **changes: Any) -> str:
     """The digest of the adapter of a local run over these clients, where those dropped from a round do not count."""
-    context = multiprocessing.get_context("fork")
+    context = processes()
     mine, theirs = context.Pipe()
     process = context.Process(target=_local, args=(theirs, rounds, dropped, members, changes))
     process.start()
@@ -78,12 +78,6 @@ def reference(rounds: int, dropped: frozenset[tuple[str, int]], members: tuple[s
     finally:
         process.kill()
         process.join()
-
-
-@cache
-def warm() -> None:
-    """Import here, by a run, what the processes forked from now on will need."""
-    _run(1, CLIENTS, {})
 
 
 def _local(pipe: Any, rounds: int, dropped: frozenset[tuple[str, int]], members: tuple[str, ...], changes: Any) -> None:
