@@ -15,7 +15,8 @@ fast: $(READY)
 	$(BIN)/python -m pytest -n auto -m "not slow and not peer"
 
 slow: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "slow and not peer"
+	$(BIN)/python -m pytest -n 2 -m "slow and not peer" --ignore=tests/faults
+	$(BIN)/python -m pytest -n 4 -m "slow and not peer" tests/faults
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -100,6 +100,11 @@ def trouble(tmp_path):
     return lambda what, client, which="1": (folder / f"{what}-{client}-{which}").touch()
 
 
+def shell(**variables):
+    """The environment of a user's shell: without what Ray in this process was told."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | variables
+
+
 def file_of(tmp_path, **changes):
     """The experiment's file, and beside it the user's own module with an algorithm that gets into trouble."""
     engine = {"kind": "ray", "workers": 2} | COMMON | {"group_size": 1}
@@ -439,7 +444,7 @@ class Marked:
             command = [sys.executable, "-m", "fedloom", *map(str, command)]
             self.process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=err, text=True, start_new_session=True, cwd=tmp_path,
-                env=os.environ | own,
+                env=shell(**own),
             )  # fmt: skip
 
     def wait_for(self, text, seconds=180):
@@ -571,7 +576,7 @@ class Machine:
         """Commands as a user types them, one after the other."""
         script = "\n".join(commands).replace("FIRST", NODES[FIRST])
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.name, "bash", "-e", "-c", script], env=os.environ | self.environment, cwd=HERE,
+            ["ip", "netns", "exec", self.name, "bash", "-e", "-c", script], env=shell(**self.environment), cwd=HERE,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
 

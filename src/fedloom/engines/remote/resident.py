@@ -33,7 +33,7 @@ from fedloom.engines.remote.consent import (
     check_run,
     check_steps,
 )
-from fedloom.engines.remote.link import Answer, Ask, Blob, ClientLink
+from fedloom.engines.remote.link import Answer, Ask, Blob, ClientLink, Unreachable
 from fedloom.engines.remote.messages import (
     Evaluate,
     Holding,
@@ -109,7 +109,10 @@ class Resident:
                 self.handle(ask)
 
     def handle(self, ask: Ask) -> None:
-        """Do what is asked, and answer; a failure is an answer too. One that was withdrawn gets none."""
+        """Do what is asked, and answer; a failure is an answer too. One that was withdrawn gets none.
+
+        Raises Unreachable when the broker is away for too long.
+        """
         if self._link.cancelled(ask):
             return
         self._received = 0
@@ -124,6 +127,8 @@ class Resident:
             line |= more
         except _Withdrawn:
             return
+        except Unreachable:
+            raise  # no failure of what was asked, which will be told again: to the next process, if this one ends
         except FedloomError as error:
             refused = ask.kind == "open" or isinstance(error, Refused)
             answer = self._answer(ask, "refused" if refused else "failed", str(error))

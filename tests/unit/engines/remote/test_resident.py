@@ -16,7 +16,7 @@ from fedloom.config.site import Site
 from fedloom.engines.group import Assignment
 from fedloom.engines.remote import resident as resident_module
 from fedloom.engines.remote.engine import RemoteEngine
-from fedloom.engines.remote.link import Ask
+from fedloom.engines.remote.link import Ask, Unreachable
 from fedloom.engines.remote.messages import Open, spell
 from fedloom.engines.remote.resident import LOG
 from fedloom.engines.remote.standin import prepare_remote
@@ -327,6 +327,20 @@ def test_it_serves_until_it_is_told_to_stop(remote, toy):
     run.link.ask([ask])
     run.node.serve(lambda: ask.digest in remote.broker.log)
     assert remote.broker.log[ask.digest].status == "ok"
+
+
+def test_a_broker_that_is_away_is_no_failure_of_what_was_asked(remote, toy, monkeypatch):
+    def away(*_):
+        raise Unreachable("nothing was achieved")
+
+    run = Opened(remote, toy)
+    ask = run.ask(1)
+    run.link.ask([ask])
+    with monkeypatch.context() as patched, pytest.raises(Unreachable):
+        patched.setattr(run.node._link, "get", away)
+        run.node.handle(ask)
+    assert ask.digest not in remote.broker.log
+    assert run.answer(ask)[0].status == "ok"
 
 
 def test_it_knows_how_many_there_are_and_its_own_rank(remote, toy):
