@@ -23,6 +23,7 @@ from fedloom.config.rules import (
     counts_alike,
     layer_choice,
     mixed_ranks,
+    remote_fit,
     seeds_alone,
     unused,
 )
@@ -92,7 +93,12 @@ def load(
     if methods and not faulty and (why := mixed_ranks(experiment, methods[1])):
         document.report(("adapter", "ranks"), why, "Take ranks out, or choose an algorithm for different ranks")
 
-    for finding in layer_choice(experiment, methods[1]) if methods and not faulty else ():
+    fitting = (
+        [*layer_choice(experiment, methods[1]), *remote_fit(experiment, methods[1], info)]
+        if methods and not faulty
+        else []
+    )
+    for finding in fitting:
         document.report(tuple(finding.key.split(".")), finding.what, finding.fix)
     if methods and not faulty and (why := seeds_alone(experiment, methods[1])):
         document.report(("local", "gradient", "upload"), why, "Set upload: delta, or choose another algorithm")

@@ -9,6 +9,7 @@ from fedloom.config.rules import data, evaluation, places, training  # noqa: F40
 from fedloom.config.rules.adapter import mixed_ranks
 from fedloom.config.rules.estimates import seeds_alone
 from fedloom.config.rules.layers import layer_choice
+from fedloom.config.rules.remote import remote_fit
 from fedloom.config.rules.rule import RULES, Facts, Finding, SampleInfo, TaskInfo
 from fedloom.config.rules.training import counts_alike
 from fedloom.config.rules.unused import UNUSED, is_given, unused
@@ -22,6 +23,7 @@ __all__ = [
     "counts_alike",
     "layer_choice",
     "mixed_ranks",
+    "remote_fit",
     "seeds_alone",
     "unused",
 ]

@@ -19,8 +19,9 @@ def _early_stopping(e: Experiment, _: Facts) -> Iterator[Finding]:
         what = "early stopping needs evaluations, and evaluation.every is 0"
         yield Finding("federation.early_stopping", what, "Set evaluation.every: 1")
     elif unjudged(e):
-        what = f"early stopping watches {e.evaluation.metric}, and data.held_out is 0"
-        yield Finding("federation.early_stopping", what, "Set data.held_out: 0.1, or evaluation.metric: train_loss")
+        key = _judged_by(e)
+        what = f"early stopping watches {e.evaluation.metric}, and {key} is 0"
+        yield Finding("federation.early_stopping", what, f"Set {key}: 0.1, or evaluation.metric: train_loss")
 
 
 @rule("checkpoints", "evaluation", "data.held_out")
@@ -33,7 +34,12 @@ def _best(e: Experiment, _: Facts) -> Iterator[Finding]:
     elif e.evaluation.every == 0:
         yield Finding(key, "no round is judged, because evaluation.every is 0", f"{fix}, or evaluation.every: 1")
     elif unjudged(e):
-        yield Finding(key, "no round is judged, because data.held_out is 0", f"{fix}, or data.held_out: 0.1")
+        yield Finding(key, f"no round is judged, because {_judged_by(e)} is 0", f"{fix}, or {_judged_by(e)}: 0.1")
+
+
+def _judged_by(e: Experiment) -> str:
+    """The share of rows that models are judged on: clients elsewhere judge on their own."""
+    return "data.validation" if e.engine.kind == "remote" else "data.held_out"
 
 
 @rule("evaluation.metric", "evaluation.generate", "model.task")

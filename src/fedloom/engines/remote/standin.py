@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedloom import algorithms, tasks
-from fedloom.algorithms import Algorithm
 from fedloom.config.load import dump
-from fedloom.config.schema import ColumnPartition, Experiment, LocalEngine, RemoteEngine
+from fedloom.config.schema import Experiment, LocalEngine, RemoteEngine
 from fedloom.data.partition import Partition, natural
 from fedloom.data.table import Table
 from fedloom.engines.layers import make_choice
@@ -29,7 +28,7 @@ from fedloom.local.prepare import Prepared, PreparedData, prepare_model
 from fedloom.models.load import load_tokenizer
 from fedloom.tasks.base import Rows
 
-__all__ = ["RemotePrepared", "StandIn", "check_fits", "prepare_again", "prepare_remote"]
+__all__ = ["RemotePrepared", "StandIn", "prepare_again", "prepare_remote"]
 
 _PATIENCE = 1 / 20  # of the round's deadline: for a first client to be online
 _TICK = 0.1
@@ -109,8 +108,10 @@ def prepare_remote(
     Raises UsageError for an experiment that cannot be had without rows, RunError when no client is online, and when one refuses or
     does not answer and the policy is to stop.
     """
+    if experiment.data.limit is not None:  # a client's own file may have one
+        what, fix = "the first rows of all clients together are nowhere", "take it out; a client may set one for itself"
+        raise UsageError(what, where="data.limit", fix=fix)
     algorithm = algorithms.build(experiment.algorithm, experiment.base)
-    check_fits(experiment, algorithm)
     names = sorted(clients if clients is not None else _online(experiment, link), key=natural)
     _check_online(experiment, link, names)
     alike = _without_ranks(experiment)  # which client has which rank follows from who there is
@@ -138,57 +139,6 @@ def _prepared(
     prepared.ranks  # noqa: B018 - a rank for no client, or a client without one, is refused now
     make_choice(prepared)  # layers that the model has not, too
     return prepared
-
-
-def check_fits(experiment: Experiment, algorithm: Algorithm) -> None:
-    """Refuse what cannot be had where the server has no rows, all of it at once.
-
-    Raises UsageError.
-    """
-    found = list(_unfit(experiment, algorithm))
-    if len(found) == 1:
-        key, what, fix = found[0]
-        raise UsageError(what, where=key, fix=fix)
-    if found:
-        each = " ".join(f"{key}: {what}. {fix}." for key, what, fix in found)
-        raise UsageError("this experiment cannot be run with `engine: remote`", why=each)
-
-
-def _unfit(e: Experiment, algorithm: Algorithm) -> Iterator[tuple[str, str, str]]:
-    data, weighting = e.data, e.federation.weighting
-    if data.held_out:
-        what = f"the server of a remote run has no rows of which a share of {data.held_out:g} could be held out"
-        yield "data.held_out", what, "Set data.held_out: 0; the clients judge the model on their own validation rows"
-    if not isinstance(data.partition, ColumnPartition) or data.partition.clients is not None:
-        what = "the clients of a remote run are those of the federation, and their rows are where they are"
-        yield (
-            "data.partition",
-            what,
-            "Set data.partition: {kind: column, column: NAME}, which a local run deals rows by",
-        )
-    if data.unseen_clients:
-        yield "data.unseen_clients", "every client of a remote run trains", "Take it out"
-    if data.limit is not None:
-        what = "the first rows of all clients together are nowhere"
-        yield "data.limit", what, "Take it out; a client may set one for itself"
-    label = tasks.describe(e.model.task, e.base).label_field
-    if label is not None and not data.labels:
-        what = "the server has no rows to read the labels from, and all clients must number them alike"
-        yield "data.labels", what, "Give them: data.labels: {VALUE: NAME, ...}"
-    if weighting.kind not in ("samples", "tokens", "steps", "uniform"):
-        what = f"what a client weighs by {weighting.kind} follows from rows or code that only one side has"
-        yield "federation.weighting", what, "Set samples, tokens, steps or uniform"
-    if e.federation.yardsticks:
-        what = "yardsticks pool the clients' rows or train each alone, which a remote run does not"
-        yield "federation.yardsticks", what, "Take them out"
-    if algorithm.pooled:
-        yield "algorithm", "all rows in one place is what a remote run is to avoid", "Choose a federated algorithm"
-    if getattr(algorithm.layers(e) or e.layers, "seen_by", None) == "held_out":
-        own = algorithm.layers(e) is not None
-        what = "the server has no rows of its own to score layers with"
-        yield ("algorithm" if own else "layers"), what, "Set seen_by: clients"
-    if e.local.grouping == "grouped":
-        yield "local.grouping", "every client of a remote run trains alone", "Set in_place, or take it out"
 
 
 def _online(experiment: Experiment, link: ServerLink) -> list[str]:

@@ -16,7 +16,7 @@ from fedloom import api
 from fedloom.algorithms import ALGORITHMS
 from fedloom.engines.remote import resident as resident_module
 from fedloom.engines.remote.standin import StandIn, prepare_again, prepare_remote
-from fedloom.errors import ClientError, FedloomError, RunError, UsageError
+from fedloom.errors import ClientError, ConfigError, FedloomError, RunError, UsageError
 from fedloom.local.batches import steps_of
 from fedloom.local.prepare import prepare_data
 
@@ -154,7 +154,6 @@ def test_the_vector_is_stored_and_fetched_once_a_round(toy, remote):
     [
         (["data.held_out=0.1"], "data.held_out: 0"),
         (["data.unseen_clients=0.2"], "data.unseen_clients"),
-        (["data.limit=100"], "data.limit"),
         (["data.partition={kind: iid, clients: 8}"], "kind: column"),
         (["data.partition={kind: column, column: site, clients: 4}"], "kind: column"),
         (["data.labels={}"], "data.labels"),
@@ -167,19 +166,23 @@ def test_the_vector_is_stored_and_fetched_once_a_round(toy, remote):
         (["data.held_out=0.2", "algorithm=fedgpl"], "no rows of its own to score layers"),
     ],
 )
-def test_what_needs_rows_is_refused_before_anyone_is_asked(overrides, said, toy):
-    broker = Broker()
-    with pytest.raises(UsageError, match=said):
-        prepare_remote(api.load(toy, [REMOTE, *overrides]), CoordinatorLink(broker), "run-1", FEW)
-    assert not broker.puts and not broker.waiting
+def test_what_needs_rows_is_refused_in_the_file(overrides, said, toy):
+    with pytest.raises(ConfigError, match=said):
+        api.load(toy, [REMOTE, *overrides])
 
 
 def test_all_that_is_refused_is_said_at_once(toy):
-    text = toy.read_text().replace("held_out: 0", "limit: 900")  # the default share is held out
-    toy.write_text(text)
-    with pytest.raises(UsageError) as caught:
-        prepare_remote(api.load(toy, [REMOTE]), CoordinatorLink(Broker()), "run-1", FEW)
-    assert "Set data.held_out: 0;" in str(caught.value) and "data.limit" in str(caught.value)
+    toy.write_text(toy.read_text().replace("held_out: 0", "unseen_clients: 0.2"))  # the default share is held out
+    with pytest.raises(ConfigError) as caught:
+        api.load(toy, [REMOTE])
+    assert "Set data.held_out: 0;" in str(caught.value) and "data.unseen_clients" in str(caught.value)
+
+
+def test_the_first_rows_of_all_are_refused_before_anyone_is_asked(toy):
+    broker = Broker()
+    with pytest.raises(UsageError, match=r"data\.limit"):
+        prepare_remote(api.load(toy, [REMOTE, "data.limit=100"]), CoordinatorLink(broker), "run-1", FEW)
+    assert not broker.puts and not broker.waiting
 
 
 def test_nobody_online_is_an_error_in_a_bounded_time(toy):
