@@ -26,6 +26,10 @@ from fedloom.tracking.rundir import RunDir
 
 TOY = Path(__file__).parents[4] / "examples" / "toy"
 SITES = ("north", "east", "south", "west", "coast", "hills", "city", "lake")
+FEW = ("coast", "hills", "lake", "north")
+ONLY = "data.where=" + json.dumps({"site": list(FEW)})
+FORWARD = 'local.gradient={"kind": "forward", "directions": 3, "upload": "seeds"}'
+DROP = "federation.on_failure=drop"
 TEXT = """
 name: toy
 model:     {path: sites:model, task: classification}
@@ -44,6 +48,11 @@ engine:    {kind: local, threads: 1, device: cpu}
 tensorboard: false
 """
 REMOTE = "engine={kind: remote, threads: 1, device: cpu, round_deadline: 60}"
+
+
+def engine(**more):
+    """The override that makes a run remote."""
+    return "engine=" + json.dumps({"kind": "remote", "threads": 1, "device": "cpu", "round_deadline": 60} | more)
 
 
 def write_toy(folder: Path) -> Path:
@@ -145,3 +154,13 @@ class Remote:
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Bit for bit."""
     return a.numpy().tobytes() == b.numpy().tobytes()
+
+
+def over(toy, out, sites, rounds=1, algorithm="fedavg"):
+    """The vector of a local run over some of the sites alone."""
+    overrides = [
+        f"algorithm={algorithm}",
+        f"federation.rounds={rounds}",
+        "data.where=" + json.dumps({"site": list(sites)}),
+    ]
+    return local_run(toy, [ONLY, *overrides], out)[1]
