@@ -293,6 +293,12 @@ def test_every_client_failing_stops_the_run(tmp_path, monkeypatch):
         api.run(experiment(tmp_path / "mine", LANGUAGE, federation__on_failure="drop"), tmp_path / "runs")
 
 
+def test_the_base_model_is_the_same_whatever_is_learnt_of_it(tmp_path):
+    base = experiment(tmp_path / "mine", LANGUAGE)
+    other = experiment(tmp_path / "mine", LANGUAGE, adapter={"kind": "full"})
+    assert api.prepare(base).base == api.prepare(other).base
+
+
 def test_another_base_model_is_refused(tmp_path):
     run = api.run(experiment(tmp_path / "mine", LANGUAGE), tmp_path / "runs")
     config = run.path / "config.yaml"

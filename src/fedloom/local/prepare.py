@@ -137,8 +137,8 @@ def prepare_model(data: PreparedData, algorithm: Algorithm) -> Prepared:
         device=device,
         whole=[*task.heads, *getattr(experiment.adapter, "modules_to_save", [])],
     )
+    digest = fingerprint(model, task.heads)
     adapted = attach(model, experiment.adapter, peft_task=task.peft_task, heads=task.heads, seed=seed)
-    digest = fingerprint(adapted)
     binding = Binding(adapted.to(device), base_dropout=experiment.model.dropout)
     initial = binding.home.values[0].cpu().clone()
     (
