@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,9 +67,8 @@ def _drain_on_signals(coordinator: Coordinator) -> None:
     def drain(number: int, _: Any) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.default_int_handler)  # the next one stops at once
-        logging.getLogger("fedloom").info(
-            "%s: the round is finished and saved, then this ends", signal.Signals(number).name
-        )
+        text = f"{signal.Signals(number).name}: the round is finished and saved, then this ends\n"
+        os.write(2, text.encode())  # no log, whose locks may be held by what this interrupts
         coordinator.drain()
 
     for each in (signal.SIGTERM, signal.SIGINT):

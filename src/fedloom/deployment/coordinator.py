@@ -25,7 +25,7 @@ __all__ = ["Coordinator"]
 
 _log = logging.getLogger("fedloom.coordinator")
 _MOST_LINES = 500
-_LOOK = 5.0  # seconds between looks at the link, while there is nothing to do
+_LOOK = 0.5  # seconds between looks at the link and at whether to stop, while there is nothing to do
 _PROGRESS = ("round", "clients", "dropped", "train_loss", "bytes_up", "bytes_down", "tokens", "seconds")
 
 
@@ -35,7 +35,7 @@ class Coordinator:
     def __init__(self, link: ServerLink, folder: Path, name: str) -> None:
         self._link, self._folder, self._name = link, folder, name
         self.jobs = Jobs(folder / "jobs")
-        self._asked = threading.Event()  # something to look at: a job, or an order to stop
+        self._asked = threading.Event()  # there may be a job
         self._draining = False
         self._stop: int | None = None
         self._current: dict[str, Any] = {}
@@ -58,9 +58,11 @@ class Coordinator:
                 self._do(job)
 
     def drain(self) -> None:
-        """Finish the round that is under way, save, and end `serve`; the job goes on when the coordinator is started again."""
+        """Finish the round that is under way, save, and end `serve`; the job goes on when the coordinator is started again.
+
+        A signal's handler may call it: it takes no lock, for whom it interrupts may hold one.
+        """
         self._draining = True
-        self._asked.set()
 
     def answer(self, content: bytes) -> bytes:
         """The reply to an operator's request; called from the link's thread."""

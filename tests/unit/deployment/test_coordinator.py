@@ -102,6 +102,17 @@ def test_a_job_that_cannot_be_run_fails_and_the_next_goes_on(service, tmp_path):
     service.wait(2, "finished")
 
 
+def test_it_can_be_told_to_end_amid_anything(tmp_path):
+    """A signal's handler may interrupt the thread that holds the lock of what it waits for."""
+    coordinator = Coordinator(Link(), tmp_path / "here", "demo")
+    telling = threading.Thread(target=coordinator.drain, daemon=True)
+    with coordinator._asked._cond:
+        telling.start()
+        telling.join(timeout=20)
+        assert not telling.is_alive()
+    coordinator.serve()
+
+
 def test_requests_that_are_none_get_an_answer(service):
     for content in (b"", b"{}", b'{"kind": "stop", "job": "1"}', b"\xff\x00", b'{"kind": "status", "more": 1}'):
         reply = Reply.model_validate_json(service.coordinator.answer(content))

@@ -65,7 +65,8 @@ class NatsClientLink:
         self._client, self._federation, self._limit = client, federation, limit
         self._signer, self._coordinator = Signer(federation, seed), verify_key(coordinator)
         self._said = Said(folder, client, self._signer)
-        self._lock, self._asks = threading.Lock(), queue.SimpleQueue[str]()
+        self._lock = threading.Lock()
+        self._asks = queue.Queue[str]()  # not a SimpleQueue, which a signal can make wait for ever (CPython 3.11)
         self._held: dict[str, _Held] = {}
         self._withdrawn: dict[str, None] = {}
         self._connection = Connection(options, client, Times(lease))

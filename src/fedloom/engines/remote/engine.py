@@ -16,7 +16,7 @@ from fedloom.engines.messages import declared, read_update
 from fedloom.engines.remote.asking import Asking
 from fedloom.engines.remote.gathering import Gathering, clean
 from fedloom.engines.remote.judge import RemoteJudge
-from fedloom.engines.remote.link import Answer, Ask, ServerLink
+from fedloom.engines.remote.link import Answer, Ask, ServerLink, Unreachable
 from fedloom.engines.remote.messages import Scored, Spent, Train, oldest, read_facts, spell
 from fedloom.engines.remote.standin import RemotePrepared
 from fedloom.engines.seeds import read_seeds, sends_seeds
@@ -120,6 +120,8 @@ class RemoteEngine:
                 if answer.status != "ok":
                     raise ClientError(name, work.round, _own(name, work.round, clean(answer.reason)))
                 update = self._read(work, client, answer)
+            except Unreachable:
+                raise  # the client's answer is where it was; this run goes on with the next process
             except FedloomError as error:
                 yield self._failed(name, work, error)
                 continue

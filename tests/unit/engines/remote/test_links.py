@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -411,3 +412,19 @@ def test_a_closed_link_says_so(place: Place) -> None:
     client.close()
     with pytest.raises(FedloomError, match="closed"):
         client.next(PATIENCE)
+
+
+def test_a_signal_does_not_make_a_client_wait_for_ever(place: Place) -> None:
+    """Its handler may take longer than what is left of the wait that it interrupts."""
+    place.server()
+    link, main = place.client("north"), threading.get_ident()
+    earlier = signal.signal(signal.SIGUSR2, lambda *_: time.sleep(0.6))
+    told = threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGUSR2))
+    try:
+        told.start()
+        began = time.monotonic()
+        assert link.next(0.5) is None
+        assert time.monotonic() - began > 0.5
+    finally:
+        told.join()
+        signal.signal(signal.SIGUSR2, earlier)

@@ -20,6 +20,7 @@ from remote_toy import (
 )
 
 from fedloom import api
+from fedloom.engines.remote.link import Unreachable
 from fedloom.errors import RunError
 
 
@@ -183,6 +184,21 @@ def test_a_coordinator_that_dies_goes_on_without_any_training_anew(name, toy, re
     trained = Counter((n, r) for n, r, kind in remote.crew.handled if kind == "train")
     assert set(trained.values()) == {1}
     assert Counter(kind for _, _, kind in remote.crew.handled)["open"] == len(FEW)
+
+
+class Cut(CoordinatorLink):
+    """The broker is away when the first update is to be fetched."""
+
+    def fetch(self, answer, limit):
+        raise Unreachable("nothing was achieved")
+
+
+def test_a_coordinator_whose_broker_is_away_blames_no_client(toy, remote, tmp_path):
+    experiment = api.load(toy, [REMOTE, DROP, "federation.rounds=1"])
+    with pytest.raises(Unreachable):
+        remote.go(experiment, link=Cut(remote.broker))
+    remote.go(experiment, again=True)
+    assert same(remote.w, local_run(toy, [ONLY, "federation.rounds=1"], tmp_path / "local")[1])
 
 
 @pytest.mark.slow
