@@ -83,13 +83,13 @@ def one_round(link: object, w: object, number: int) -> object:
     from fedloom.codec.wire import Broadcast, Update, decode, encode, size_limit
     from fedloom.engines.remote.link import Ask
 
-    link.forget("benchmark", number)  # type: ignore[attr-defined]
     content = encode(Broadcast(layout=LAYOUT, round=number), {"w": w})  # type: ignore[dict-item]
     blob = link.put(f"benchmark.{number}", content)  # type: ignore[attr-defined]
     del content
     facts, blobs = {"numbers": len(w)}, {"vector": blob}  # type: ignore[arg-type]
     asks = [Ask(run="benchmark", round=number, kind="train", client=name, facts=facts, blobs=blobs) for name in CLIENTS]  # type: ignore[arg-type]
     link.ask(asks)  # type: ignore[attr-defined]
+    link.forget("benchmark", number)  # type: ignore[attr-defined]
     declared = {"delta": (torch.float32, tuple(w.shape))}  # type: ignore[attr-defined]
     fold, left, until = Mean(), list(asks), time.monotonic() + ENOUGH
     partial = fold.empty()

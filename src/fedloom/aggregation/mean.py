@@ -10,6 +10,8 @@ from torch import Tensor
 
 __all__ = ["Mean", "Partial"]
 
+_BLOCK = 1 << 16  # numbers: half a megabyte, which stays in a core's own memory
+
 
 @dataclass
 class Partial:
@@ -57,8 +59,7 @@ class Mean:
             total = partial.totals.get(name)
             if total is None:
                 total = partial.totals[name] = torch.zeros(value.shape, dtype=torch.float64)
-            # float32 into float64, without a float64 copy
-            total.add_(value, alpha=discount if name in self.unweighted else weight * discount)
+            _add(total, value, discount if name in self.unweighted else weight * discount)
             if sent is not None and value.shape == sent.shape:
                 share = 1.0 if name in self.unweighted else weight
                 own = partial.weights.setdefault(name, torch.zeros(value.shape, dtype=torch.float64))
@@ -85,7 +86,23 @@ class Mean:
     def finish(self, partial: Partial) -> dict[str, Tensor]:
         """The means in float32; zero where no weight came back."""
         divisors = {name: partial.count if name in self.unweighted else partial.weight for name in partial.totals}
-        means = {name: (total / (divisors[name] or 1.0)).float() for name, total in partial.totals.items()}
+        means = {name: _divided(total, divisors[name] or 1.0) for name, total in partial.totals.items()}
         for name, own in partial.weights.items():
             means[name] = (partial.totals[name] / torch.where(own > 0, own, 1.0)).float()
         return means
+
+
+def _add(total: Tensor, value: Tensor, factor: float) -> None:
+    """total += factor * value in float64, without the float64 copy of the whole that torch makes of a float32 value."""
+    sums, values = total.view(-1), value.reshape(-1)
+    for begin in range(0, len(sums), _BLOCK):
+        sums[begin : begin + _BLOCK].add_(values[begin : begin + _BLOCK], alpha=factor)
+
+
+def _divided(total: Tensor, divisor: float) -> Tensor:
+    """A float64 sum over its divisor, in float32, without a float64 copy of the whole."""
+    mean = torch.empty(total.shape, dtype=torch.float32)
+    whole, parts = total.view(-1), mean.view(-1)
+    for begin in range(0, len(parts), _BLOCK):
+        parts[begin : begin + _BLOCK] = whole[begin : begin + _BLOCK] / divisor
+    return mean

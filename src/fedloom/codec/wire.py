@@ -22,6 +22,7 @@ __all__ = [
     "MAX_HEADER",
     "VERSION",
     "Broadcast",
+    "Buffer",
     "Header",
     "Seeds",
     "Update",

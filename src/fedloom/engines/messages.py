@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedloom.codec.wire import Update, decode
+from fedloom.codec.wire import Buffer, Update, decode
 from fedloom.config.layers import Score
 from fedloom.local.prepare import Prepared
 from fedloom.local.scores import SCORES
@@ -46,7 +46,7 @@ def declared(
 
 
 def read_update(
-    prepared: Prepared, content: bytes, sent: Tensor | None, scored: tuple[Score, Sequence[int]] | None
+    prepared: Prepared, content: Buffer, sent: Tensor | None, scored: tuple[Score, Sequence[int]] | None
 ) -> tuple[Update, dict[str, Tensor]]:
     """The header and the tensors of a client's message, whole vectors again.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedloom.codec.wire import Seeds, decode, encode, encoded_size, read_header
+from fedloom.codec.wire import Buffer, Seeds, decode, encode, encoded_size, read_header
 from fedloom.config.gradient import Directional
 from fedloom.local.group import Group
 from fedloom.local.prepare import Prepared
@@ -48,7 +48,7 @@ def through_seeds(
     return sizes, rebuild(group, prepared.algorithm, received)
 
 
-def read_seeds(prepared: Prepared, content: bytes, beside: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_seeds(prepared: Prepared, content: Buffer, beside: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a message, if they can be those of a client of this experiment; `beside` has the shapes of what else is sent.
 
     Raises FedloomError for a message of another layout, or of more derivatives than a client's steps have.

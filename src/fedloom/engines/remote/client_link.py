@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as BrokerError
 from pydantic import ValidationError
 
+from fedloom.codec.wire import Buffer
 from fedloom.engines.remote import subjects
 from fedloom.engines.remote.connection import Connection, Times
 from fedloom.engines.remote.link import Answer, Ask, Blob
@@ -96,8 +97,8 @@ class NatsClientLink:
             if held is not None:
                 return held.ask
 
-    def get(self, blob: Blob) -> bytes:
-        """Fetch a blob, its digest verified.
+    def get(self, blob: Blob) -> Buffer:
+        """Fetch a blob, its digest verified; it cannot be written to.
 
         Raises Refused when it is too large or not what was announced, RunError when it cannot be had.
         """
@@ -105,7 +106,7 @@ class NatsClientLink:
         arriving = Assembly(blob, self._limit, where=f"client {self._client!r}")
         if arriving.left:
             self._connection.call(self._fetch(blob, arriving))
-        return arriving.finish()
+        return arriving.finish().toreadonly()
 
     def cancelled(self, ask: Ask) -> bool:
         """Whether the coordinator has withdrawn it."""

@@ -19,11 +19,13 @@ from typing import Any, TypeVar
 
 import nats.errors
 import nats.js.errors
+import uvloop
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
+from fedloom.codec.wire import Buffer
 from fedloom.engines.remote.link import Unreachable
 from fedloom.engines.remote.transfer import CHUNK, WINDOW
 from fedloom.errors import FedloomError, RunError, UsageError
@@ -82,7 +84,7 @@ class Connection:
         self._failure: FedloomError | None = None
         self._denied: dict[str, set[asyncio.Future[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()  # its TLS costs less than asyncio's own
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"link of {party}", daemon=True)
         self._thread.start()
         try:
@@ -200,13 +202,13 @@ class Connection:
         """Ask until there is an answer."""
         return await self.steadily(lambda: self._client.request(subject, payload, self.times.patience), subject)
 
-    async def publish(self, subject: str, payload: bytes) -> bool:
+    async def publish(self, subject: str, payload: Buffer) -> bool:
         """Store a message; False when its subject is taken in a stream that has one message a subject.
 
         Raises RunError when the stream is full, or the broker does not permit it.
         """
         try:
-            await self.steadily(lambda: self.js.publish(subject, payload), subject)
+            await self.steadily(lambda: self.js.publish(subject, payload), subject)  # type: ignore[arg-type]  # any buffer will do
         except nats.js.errors.APIError as error:
             if "per subject" in (error.description or ""):
                 return False

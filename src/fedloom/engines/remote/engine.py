@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedloom.codec.wire import Seeds, Update, read_header, size_limit
+from fedloom.codec.wire import Buffer, Seeds, Update, read_header, size_limit
 from fedloom.config.gradient import Directional
 from fedloom.config.schema import RemoteEngine as Settings
 from fedloom.engines.group import Assignment, ClientReport, ClientUpdate, GroupResult, fold_updates, sent_entries
@@ -68,14 +68,14 @@ class RemoteEngine:
 
         Raises ClientError where a client fails and the policy is to stop, RunError where too few updates come.
         """
-        checkpoints = self._prepared.experiment.checkpoints
-        self._link.forget(self._prepared.run, min(oldest(checkpoints, work.arrives) + 1, work.round))
         clients = [k for group in groups for k in group]
         asks = self._asks(work, clients)
         first = self._settings.first
         gathering = Gathering(
             self._link, asks, self._settings.round_deadline, None if first is None else min(first, len(clients))
         )
+        checkpoints = self._prepared.experiment.checkpoints  # what is over is let go while the clients work
+        self._link.forget(self._prepared.run, min(oldest(checkpoints, work.arrives) + 1, work.round))
         joined: set[int] = set()
         for group in groups:
             yield fold_updates(self._prepared, work, self._updates(work, gathering, group, joined))
@@ -127,6 +127,7 @@ class RemoteEngine:
                 continue
             joined.add(client)
             yield update
+            del update  # before the next is fetched
 
     def _failed(self, name: str, work: Assignment, error: FedloomError) -> ClientUpdate:
         """A client whose answer is a failure, or was refused."""
@@ -185,7 +186,7 @@ class RemoteEngine:
         return ClientUpdate(report, received, start, sent)
 
     def _replayed(
-        self, work: Assignment, client: int, content: bytes
+        self, work: Assignment, client: int, content: Buffer
     ) -> tuple[Update | Seeds, Mapping[str, Tensor], Tensor]:
         """The header of a message of derivatives, and what the client's steps come to: they are taken again."""
         prepared, trainer = self._prepared, self._trainer

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from fedloom.codec.wire import Buffer
 from fedloom.errors import RunError
 
 __all__ = ["Answer", "Ask", "Blob", "ClientLink", "Kind", "Presence", "ServerLink", "Unreachable"]
@@ -99,8 +100,8 @@ class ServerLink(Protocol):
     def answers(self, asks: Sequence[Ask], timeout: float) -> list[Answer]:
         """The verified answers to these asks that have not been returned before, at least one; none when `timeout` seconds pass."""
 
-    def fetch(self, answer: Answer, limit: int) -> bytes:
-        """An answer's content, its signature, size (at most `limit`) and digest verified.
+    def fetch(self, answer: Answer, limit: int) -> Buffer:
+        """An answer's content, the caller's from then on; its signature, size (at most `limit`) and digest verified.
 
         Raises FedloomError when it is refused.
         """
@@ -121,7 +122,7 @@ class ClientLink(Protocol):
     def next(self, timeout: float) -> Ask | None:
         """The next ask, its signature verified; None when `timeout` seconds pass. Its lease is renewed until it is answered."""
 
-    def get(self, blob: Blob) -> bytes:
+    def get(self, blob: Blob) -> Buffer:
         """Fetch a blob, its digest verified.
 
         Raises FedloomError when it cannot be had.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
 from fedloom.codec.tensors import DTYPES
-from fedloom.codec.wire import Broadcast, decode, encode
+from fedloom.codec.wire import Broadcast, Buffer, decode, encode
 from fedloom.config.layers import Score
 from fedloom.config.schema import Checkpoints
 from fedloom.errors import FedloomError
@@ -170,7 +170,7 @@ def vector(prepared: Prepared, w: Tensor, beside: Mapping[str, Tensor], round: i
 
 
 def read_vector(
-    prepared: Prepared, content: bytes, facts: Vector, round: int
+    prepared: Prepared, content: Buffer, facts: Vector, round: int
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
     """The vector `[n]`, what goes beside it, and what is to be folded into the base weights.
 
@@ -216,7 +216,7 @@ def pack_mask(mask: Tensor) -> bytes:
     return np.packbits(mask.cpu().numpy()).tobytes()
 
 
-def unpack_mask(content: bytes, n: int) -> Tensor:
+def unpack_mask(content: Buffer, n: int) -> Tensor:
     """The boolean vector `[n]`.
 
     Raises FedloomError when it is of another length.

@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from fedloom.algorithms import build
-from fedloom.codec.wire import Header, Seeds, Update, encode
+from fedloom.codec.wire import Buffer, Header, Seeds, Update, encode
 from fedloom.config.site import Site
 from fedloom.engines.group import Assignment, ClientUpdate, train_group
 from fedloom.engines.messages import pack
@@ -98,7 +98,7 @@ class Resident:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._runs: dict[str, _Opened] = {}
-        self._latest: tuple[str, bytes] = ("", b"")
+        self._latest: tuple[str, Buffer] = ("", b"")
         self._received = 0
 
     def serve(self, stop: Callable[[], bool] = lambda: False) -> None:
@@ -154,7 +154,7 @@ class Resident:
         """Make an experiment ready, if its owner agrees to it."""
         facts = read_facts(ask.facts, Open)
         check_base(facts.base, self._site.accept)
-        text = self._get(ask.blobs.get("experiment"), _MOST_TEXT).decode("utf-8", errors="replace")
+        text = bytes(self._get(ask.blobs.get("experiment"), _MOST_TEXT)).decode("utf-8", errors="replace")
         check_code(text, self._site.accept)
         folder = self._folder / "runs" / ask.run
         folder.mkdir(parents=True, exist_ok=True)
@@ -268,7 +268,7 @@ class Resident:
         opened.own.prepared.binding.fold(folded)
         return w, beside
 
-    def _get(self, blob: Blob | None, limit: int) -> bytes:
+    def _get(self, blob: Blob | None, limit: int) -> Buffer:
         """A blob, from memory where it is the last that was fetched: what is judged is trained on next."""
         if blob is None or blob.size > limit:
             raise Refused("what is asked is incomplete" if blob is None else f"{blob.key} has {blob.size} bytes")

@@ -14,6 +14,7 @@ from nacl.signing import VerifyKey
 from nats.aio.msg import Msg
 from pydantic import ValidationError
 
+from fedloom.codec.wire import Buffer
 from fedloom.engines.remote import subjects
 from fedloom.engines.remote.blobs import Blobs
 from fedloom.engines.remote.connection import Connection, Times
@@ -137,7 +138,7 @@ class NatsServerLink:
                     return found
                 self._lock.wait(min(left, self._connection.times.beat))
 
-    def fetch(self, answer: Answer, limit: int) -> bytes:
+    def fetch(self, answer: Answer, limit: int) -> Buffer:
         """An answer's content, its signature, size (at most `limit`) and digest verified.
 
         Raises Refused when it is too large or not what was announced, RunError when the answer is not one that was returned.

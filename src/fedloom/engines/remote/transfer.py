@@ -7,19 +7,21 @@ any order and more than once, so that a transfer goes on after a fault where it 
 from __future__ import annotations
 
 import asyncio
-import io
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from hashlib import sha256
 
+import numpy as np
+
+from fedloom.codec.wire import Buffer
 from fedloom.engines.remote.link import Blob
 from fedloom.errors import FedloomError
 
 __all__ = ["CHUNK", "WINDOW", "Assembly", "Refused", "chunk", "chunk_size", "chunks", "windowed"]
 
-CHUNK = 512 * 1024
-"""Bytes of a chunk: half of what a broker takes in one message unless told otherwise."""
-WINDOW = 16
+CHUNK = 1024 * 1024
+"""Bytes of a chunk: what a broker takes in one message unless told otherwise."""
+WINDOW = 8
 """Chunks in flight of one transfer: what a slow party can make another buffer is WINDOW * CHUNK, 8 MiB."""
 
 
@@ -37,9 +39,9 @@ def chunk_size(size: int, index: int) -> int:
     return max(0, min(CHUNK, size - index * CHUNK)) if index >= 0 else 0
 
 
-def chunk(content: bytes, index: int) -> bytes:
-    """One chunk of a blob."""
-    return content[index * CHUNK : (index + 1) * CHUNK]
+def chunk(content: Buffer, index: int) -> memoryview:
+    """One chunk of a blob, which is not copied."""
+    return memoryview(content)[index * CHUNK : (index + 1) * CHUNK]
 
 
 class Assembly:
@@ -53,10 +55,7 @@ class Assembly:
             why = f"it has {blob.size} bytes, and at most {limit} are accepted"
             raise Refused(f"{blob.key} is too large", where=where, why=why)
         self._blob, self._where = blob, where
-        self._memory = io.BytesIO()
-        if blob.size:
-            self._memory.seek(blob.size - 1)
-            self._memory.write(b"\0")
+        self._memory = np.empty(blob.size, np.uint8).data  # taken from the system as chunks are put
         self._missing = set(range(chunks(blob.size)))
 
     @property
@@ -79,16 +78,15 @@ class Assembly:
             why = f"chunk {index} has {len(content)} bytes instead of {expected}"
             raise Refused(f"{self._blob.key} is not what was announced", where=self._where, why=why)
         if index in self._missing:
-            self._memory.seek(index * CHUNK)
-            self._memory.write(content)
+            self._memory[index * CHUNK : index * CHUNK + expected] = content
             self._missing.remove(index)
 
-    def finish(self) -> bytes:
-        """The whole blob, without another copy of it.
+    def finish(self) -> memoryview:
+        """The whole blob, which is the reader's from then on.
 
         Raises Refused when chunks are missing, or when its SHA-256 is another.
         """
-        content, self._memory = self._memory.getvalue(), io.BytesIO()
+        content, self._memory = self._memory, memoryview(b"")
         if self._missing or sha256(content).hexdigest() != self._blob.sha256:
             why = f"{self.left} chunks are missing" if self._missing else "its SHA-256 is another"
             raise Refused(f"{self._blob.key} is not what was announced", where=self._where, why=why)
