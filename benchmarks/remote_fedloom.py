@@ -1,30 +1,32 @@
 """fedloom's part of `remote.py`: its broker with TLS and keys, a coordinator and two resident clients on its own links, signed.
 
 The coordinator does what `engine: remote` does in a round, without a model: encode and store the vector, ask, read each answer
-through the wire format, fold it in float64, forget the round before. A client adds its number instead of training. Run as
-`remote_fedloom.py serve KIT NUMBERS ROUNDS OUT` and `remote_fedloom.py join KIT FOLDER NUMBER`.
+through the wire format, fold it in float64, forget the round before. A client adds its number, its place from one, instead of
+training. Run as `remote_fedloom.py serve KIT NUMBERS ROUNDS OUT` and `remote_fedloom.py join KITS FOLDER PLACE...`, which are
+clients with a connection and a thread each.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 
 from remote_parts import ENOUGH, Measured, Memory, first_vector, free_port, processes
 
-CLIENTS = ("client-1", "client-2")
 LEASE = 30.0
 
 
-def measure(folder: Path, numbers: int, rounds: int) -> Measured:
-    """Rounds of vectors of so many float32 numbers to and from two clients."""
+def measure(folder: Path, numbers: int, rounds: int, clients: int = 2, together: int = 1) -> Measured:
+    """Rounds of vectors of so many float32 numbers to and from clients, so many of them together in a process."""
     from fedloom.engines.remote.definition import BrokerPlan, FederationPlan
     from fedloom.engines.remote.enrolment import FederationFolder
 
+    places = list(range(1, clients + 1))
     plan = FederationPlan(
-        name="benchmark", broker=BrokerPlan(host="127.0.0.1", port=free_port()), clients=list(CLIENTS)
+        name="benchmark", broker=BrokerPlan(host="127.0.0.1", port=free_port()), clients=[*map(_name, places)]
     )
     kits = FederationFolder.create(plan, folder / "benchmark", folder).path / "kits"
     out, here = folder / "rounds.jsonl", [sys.executable, Path(__file__)]
@@ -34,10 +36,16 @@ def measure(folder: Path, numbers: int, rounds: int) -> Measured:
         with Memory(
             {"coordinator": server}, lambda child: "broker" if "nats-server" in child.name() else "other"
         ) as memory:
-            for k, name in enumerate(CLIENTS, start=1):
-                own.start(name, [*here, "join", kits / name, folder / f"state-{k}", str(k)])
+            for first in places[::together]:
+                own.start(
+                    _name(first), [*here, "join", kits, folder, *map(str, places[first - 1 : first - 1 + together])]
+                )
             seconds, cpu = own.rounds(out, rounds)
     return Measured(seconds, memory.each, memory.together, cpu)
+
+
+def _name(place: int) -> str:
+    return f"client-{place}"
 
 
 def serve(folder: Path, numbers: int, rounds: int, out: Path) -> None:
@@ -55,11 +63,11 @@ def serve(folder: Path, numbers: int, rounds: int, out: Path) -> None:
     link = connect(kit, LEASE)
     try:
         print("ready", flush=True)
-        while len(link.presence()) < len(CLIENTS):
+        while len(link.presence()) < len(link.clients):
             time.sleep(0.05)
         w = torch.from_numpy(first_vector(numbers))
         for number in range(1, rounds + 1):
-            began, expected = time.perf_counter(), w[:8] + 1.5
+            began, expected = time.perf_counter(), w[:8] + (len(link.clients) + 1) / 2
             w = one_round(link, w, number)
             seconds = time.perf_counter() - began
             if not torch.allclose(w[:8], expected, atol=1e-4):
@@ -87,7 +95,9 @@ def one_round(link: object, w: object, number: int) -> object:
     blob = link.put(f"benchmark.{number}", content)  # type: ignore[attr-defined]
     del content
     facts, blobs = {"numbers": len(w)}, {"vector": blob}  # type: ignore[arg-type]
-    asks = [Ask(run="benchmark", round=number, kind="train", client=name, facts=facts, blobs=blobs) for name in CLIENTS]  # type: ignore[arg-type]
+    asks = [
+        Ask(run="benchmark", round=number, kind="train", client=name, facts=facts, blobs=blobs) for name in link.clients
+    ]  # type: ignore[arg-type]
     link.ask(asks)  # type: ignore[attr-defined]
     link.forget("benchmark", number)  # type: ignore[attr-defined]
     declared = {"delta": (torch.float32, tuple(w.shape))}  # type: ignore[attr-defined]
@@ -105,8 +115,19 @@ def one_round(link: object, w: object, number: int) -> object:
     return fold.finish(partial)["delta"]
 
 
-def join(folder: Path, state: Path, own: int) -> None:
-    """A resident client, until it is ended."""
+def join(kits: Path, folder: Path, places: list[int]) -> None:
+    """Resident clients, until they are ended."""
+    import torch
+
+    torch.set_num_threads(1)
+    threads = [threading.Thread(target=_client, args=(kits, folder / f"state-{k}", k), daemon=True) for k in places]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+
+
+def _client(kits: Path, state: Path, own: int) -> None:
     import torch
 
     from fedloom.codec.wire import Broadcast, Update, decode, encode
@@ -114,8 +135,7 @@ def join(folder: Path, state: Path, own: int) -> None:
     from fedloom.engines.remote.kit import read_kit
     from fedloom.engines.remote.link import Answer
 
-    torch.set_num_threads(1)
-    kit = read_kit(folder, "client")
+    kit = read_kit(kits / _name(own), "client")
     link = dial(kit, state, LEASE)
     try:
         while True:
@@ -136,4 +156,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
     else:
-        join(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+        join(Path(sys.argv[2]), Path(sys.argv[3]), [*map(int, sys.argv[4:])])
