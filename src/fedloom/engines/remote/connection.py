@@ -323,7 +323,10 @@ class Connection:
         for task in list(self._tasks):
             task.cancel()
         if hasattr(self, "_client"):
-            await self._client.close()
+            try:
+                await self._client.close()
+            except RuntimeError as error:  # uvloop's word for what is left to be sent on a transport that is gone
+                log.debug("%s: closing: %r", self.party, error)
         others = asyncio.all_tasks(self._loop) - {asyncio.current_task(self._loop)}
         for task in others:
             task.cancel()

@@ -428,3 +428,14 @@ def test_a_signal_does_not_make_a_client_wait_for_ever(place: Place) -> None:
     finally:
         told.join()
         signal.signal(signal.SIGUSR2, earlier)
+
+
+def test_what_was_left_to_be_sent_on_a_connection_that_is_gone_is_no_error(place: Place) -> None:
+    async def close() -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    place.server()
+    link = place.client("north")
+    link._connection._client.close = close  # type: ignore[method-assign]
+    link.close()
+    assert link._connection._loop.is_closed()
