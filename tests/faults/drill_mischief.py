@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedloom.codec import wire
+from fedloom.codec.wire import Buffer
 from fedloom.engines.remote import client_link, connection, resident, said, server_link, signing, transfer
 from fedloom.engines.remote.authority import new_nkey
 from fedloom.engines.remote.client_link import NatsClientLink
@@ -42,7 +43,8 @@ def on_publish(
     """See, or change, what a link stores at the broker; None is not sent."""
     inner = connection.Connection.publish
 
-    async def publish(self: Any, subject: str, payload: bytes) -> bool:
+    async def publish(self: Any, subject: str, content: Buffer) -> bool:
+        payload = bytes(content)
         changed = change(self, subject, payload)
         found = changed is None or await inner(self, subject, changed)
         if after is not None:
