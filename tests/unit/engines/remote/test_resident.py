@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 from memory_link import Broker, CoordinatorLink, NodeLink
-from remote_toy import REMOTE, Remote, same, site_of, write_toy
+from remote_toy import REMOTE, Remote, same, site_of
 
 from fedloom import api
 from fedloom.config.site import Site
@@ -25,17 +25,6 @@ from fedloom.local.store import ClientStore
 from fedloom.models import load as load_module
 
 NAME = "lake"
-
-
-@pytest.fixture(autouse=True)
-def light(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
-def toy(tmp_path):
-    return write_toy(tmp_path)
 
 
 @pytest.fixture
