@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["Mean", "Partial"]
 
-_BLOCK = 1 << 16  # numbers: half a megabyte, which stays in a core's own memory
+_BLOCK = 1 << 17  # numbers: a megabyte, which stays in a core's own memory
 
 
 @dataclass
