@@ -17,7 +17,7 @@ __all__ = ["Sizing", "make_groups", "size_groups"]
 
 _ROWS = {"cpu": 512, "cuda": 8192}  # rows of a matrix product beyond which more clients at once gain nothing
 _MOST = 64
-_IN_PLACE = 8  # clients a group when they train one after the other: their vectors stay in a core's own memory for longer
+_IN_PLACE = 16  # clients a group when they train one after the other
 _BANK_BYTES = 1 << 30  # at most, for a group's vectors, gradients and two averages
 # What one batched pass gains over one client after the other, by the rows of a client's step as a share of _ROWS; measured by
 # benchmarks/simulation.py on a CPU.
