@@ -8,14 +8,16 @@ if TYPE_CHECKING:
     from fedloom.algorithms import Algorithm
     from fedloom.api import Run, load, resume, run
     from fedloom.config.schema import Experiment
+    from fedloom.selection import Selector
     from fedloom.tasks.base import Task
 
-__all__ = ["Algorithm", "Experiment", "Run", "Task", "load", "resume", "run"]
+__all__ = ["Algorithm", "Experiment", "Run", "Selector", "Task", "load", "resume", "run"]
 
 _HOMES = {
     "Algorithm": "fedloom.algorithms",
     "Experiment": "fedloom.config.schema",
     "Run": "fedloom.api",
+    "Selector": "fedloom.selection",
     "Task": "fedloom.tasks.base",
     "load": "fedloom.api",
     "resume": "fedloom.api",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedloom import algorithms, tasks
+from fedloom import algorithms, selection, tasks
 from fedloom.config.layers import AllLayers
 from fedloom.config.load import dump
 from fedloom.config.load import load as load_config
@@ -49,6 +49,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, base: Path | None =
         path,
         overrides,
         algorithm=lambda name: algorithms.resolve(name, base),
+        selector=lambda name: selection.resolve(name, base),
         clash=algorithms.clash,
         task=lambda name: tasks.describe(name, base),
         sample=check_sample,
@@ -250,7 +251,7 @@ def _yardstick(
     from fedloom.tracking.rundir import RunDir
 
     algorithm = algorithms.resolve(name, prepared.experiment.base)()
-    own: dict[str, Any] = {"yardsticks": []}
+    own: dict[str, Any] = {"yardsticks": [], "selection": {"name": "uniform"}, "wait": None}
     if (
         prepared.algorithm.asynchronous
     ):  # a yardstick waits for its cohort, which is as many clients as one version is made of
@@ -261,6 +262,7 @@ def _yardstick(
         "algorithm": {"name": name},
         "federation": federation,
         "layers": AllLayers(),
+        "devices": None,
     }
     experiment = prepared.experiment.model_copy(update=changes)
     path = run_dir.path / "yardsticks" / name

@@ -12,22 +12,27 @@ from torch import Tensor
 
 from fedloom.aggregation.factors import residuals
 from fedloom.algorithms.base import Round
+from fedloom.devices.make import make_population
+from fedloom.devices.population import Work
+from fedloom.engines import attempts
 from fedloom.engines.broadcast import broadcast, bytes_down_of
 from fedloom.engines.collect import Collected
-from fedloom.engines.group import Assignment, ClientReport
+from fedloom.engines.group import Assignment
 from fedloom.engines.layers import CHOSEN, GRADIENT, make_choice
 from fedloom.engines.make import make_engine
 from fedloom.engines.memory import peak_memory
 from fedloom.engines.remote.link import ServerLink
 from fedloom.engines.sizing import make_groups
 from fedloom.engines.watch import watch, why_unwatched
+from fedloom.engines.work import planned_work
 from fedloom.errors import RunError
 from fedloom.local.opening import PREVIOUS
 from fedloom.local.prepare import Prepared
 from fedloom.local.scores import with_proxy
 from fedloom.local.store import ClientStore
-from fedloom.selection.arrivals import make_schedule
-from fedloom.selection.cohort import Cohort
+from fedloom.selection import build as build_selector
+from fedloom.selection.cohort import Cohort, Schedule
+from fedloom.selection.schedule import make_schedule
 from fedloom.tracking.checkpoint import CheckpointFolder, Progress
 from fedloom.tracking.evaluations import Evaluations
 from fedloom.tracking.rundir import RunDir
@@ -61,9 +66,28 @@ class Federation:
         self.checkpoints = CheckpointFolder(self.run_dir.path / "checkpoints", self.experiment.checkpoints)
         self.evaluator = self.engine.judge
         self.evaluations = Evaluations(self.prepared, self.evaluator, self.run_dir)
-        awaits = self.algorithm.awaits() if self.algorithm.asynchronous else None
-        clients = {int(k): self.prepared.train.clients[k] for k in self.prepared.seen}
-        self.schedule = make_schedule(self.experiment.federation, clients, awaits, seed=self.experiment.seed)
+        self.names = self.prepared.train.clients
+        self.schedule = self._schedule()
+
+    def _schedule(self) -> Schedule:
+        """Who is asked in a round, and when it is over."""
+        experiment, prepared = self.experiment, self.prepared
+        sizes = prepared.train.sizes[prepared.seen]
+        population = work = None
+        if experiment.devices is not None:
+            population = make_population(experiment.devices, sizes, seed=experiment.seed, base=experiment.base)
+            w, server = prepared.initial, self.algorithm.server_state(prepared.initial, self.layout)
+            work = planned_work(prepared, {"w": w} | self.algorithm.broadcast(w, server), 1, None)
+        return make_schedule(
+            experiment.federation,
+            {int(k): self.names[k] for k in prepared.seen},
+            self.algorithm.awaits() if self.algorithm.asynchronous else None,
+            selector=build_selector(experiment.federation.selection, experiment.base),
+            sizes=sizes,
+            seed=experiment.seed,
+            population=population,
+            work=work,
+        )
 
     def run(self) -> bool:
         """Run the rounds that are left; true when the federation is complete, false when it was asked to stop."""
@@ -81,9 +105,9 @@ class Federation:
         """One round, from the selection of its cohort to its checkpoint."""
         started, progress, earlier = time.perf_counter(), self.progress, self.progress.server
         asked = self.algorithm.asks(earlier, number)
-        cohort = self.schedule.round(asked).again(number)
+        cohort = self.schedule.round(number, self._work(number), again=asked != number)
         found = self._train(cohort, asked - number)
-        self._check_alive(found)
+        self._check_alive(cohort, found)
         facts = self._facts(cohort, found)
         progress.history = {version: self._sent(version) for version in sorted(cohort.needed)}  # nothing older
         aggregate = found.aggregate()
@@ -100,7 +124,17 @@ class Federation:
         record = self._account(cohort, found, facts.lr) | in_all | self.evaluations.judge(progress)
         record["seconds"] = round(time.perf_counter() - started, 3)
         progress.seconds += record["seconds"]
-        self._record(record, found.reports)
+        if self.schedule.learns:
+            sizes = self.prepared.train.sizes
+            self.schedule.told(number, attempts.feedback(cohort, found.reports, self.names, sizes))
+        self._record(record, attempts.client_records(cohort, found.reports, self.names))
+
+    def _work(self, number: int) -> Work | None:
+        """What the clients of a round are asked for, where that takes time on their devices."""
+        if self.experiment.devices is None or self.algorithm.asynchronous:  # whose clients are asked in many rounds
+            return None
+        layers = self.layers.mask(self.progress.server, number)
+        return planned_work(self.prepared, self._sent(number - 1), number, layers)
 
     def _train(self, cohort: Cohort, again: int) -> Collected:
         """Ask the cohort, version by version and group by group, and collect what it sends."""
@@ -134,6 +168,7 @@ class Federation:
         if rounds := self.checkpoints.rounds():
             progress = self.checkpoints.load(rounds[-1])
             self.run_dir.rewind(progress.positions)
+            self.schedule.restore({name: value.numpy() for name, value in progress.selection.items()})
             self.run_dir.event(progress.round, "resume", f"resumed after round {progress.round}")
             self.prepared.binding.fold(residuals(progress.server))
             return progress
@@ -180,17 +215,18 @@ class Federation:
             trained=found.trained, gradient=self.progress.server.get(GRADIENT),
         )  # fmt: skip
 
-    def _check_alive(self, found: Collected) -> None:
+    def _check_alive(self, cohort: Cohort, found: Collected) -> None:
         """Stop when as many clients in a row have failed as are asked at a time."""
         progress = self.progress
         progress.missed = 0 if found.arrived else progress.missed + len(found.reports)
         if progress.missed >= self.schedule.in_flight:
-            self._write_reports(progress.round + 1, found.reports)
+            self._write_reports(progress.round + 1, attempts.client_records(cohort, found.reports, self.names))
             raise found.failure(progress.round + 1, progress.missed)
 
     def _account(self, cohort: Cohort, found: Collected, lr: float) -> dict[str, Any]:
         """The round's record without what is measured of the model; the totals grow by it."""
         record = {"round": cohort.number} | found.account() | {"virtual_seconds": cohort.seconds, "lr": lr}
+        record |= attempts.account(cohort, found.reports, self.names)
         record["peak_memory_bytes"] = max(peak_memory(self.prepared.binding.device), found.peak_memory)
         if self.algorithm.asynchronous:
             record["staleness"] = cohort.mean_staleness
@@ -198,20 +234,21 @@ class Federation:
             self.progress.totals[name] += record[name]
         return record
 
-    def _write_reports(self, number: int, reports: Sequence[ClientReport]) -> None:
-        self.run_dir.clients([{"round": number} | vars(r) for r in reports])
-        for report in reports:
-            if report.status == "dropped":
-                self.run_dir.event(number, "drop", f"{report.client}: {report.reason}")
+    def _write_reports(self, number: int, clients: Sequence[dict[str, Any]]) -> None:
+        self.run_dir.clients([{"round": number} | record for record in clients])
+        for record in clients:
+            if record["status"] == "dropped":
+                self.run_dir.event(number, "drop", f"{record['client']}: {record['reason']}")
 
-    def _record(self, record: dict[str, Any], reports: Sequence[ClientReport]) -> None:
+    def _record(self, record: dict[str, Any], clients: Sequence[dict[str, Any]]) -> None:
         """Write the round down, then its checkpoint: what a checkpoint holds has been recorded."""
         progress, keep = self.progress, self.experiment.checkpoints
-        self._write_reports(progress.round, reports)
+        self._write_reports(progress.round, clients)
         self.run_dir.metrics(record)
         due = progress.round % keep.every == 0 or (keep.keep_best and progress.best_round == progress.round)
         if due or self.evaluations.over(progress) or self.stop_asked():
             progress.positions = self.run_dir.positions()
+            progress.selection = {name: torch.as_tensor(value) for name, value in self.schedule.state().items()}
             self.checkpoints.save(progress)
             self.store.keep_from = self.checkpoints.rounds()[0]
         for listener in self.listeners:

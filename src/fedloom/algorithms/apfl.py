@@ -22,7 +22,7 @@ from fedloom.algorithms.demands import PLAIN_SGD, without
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedloom.algorithms.base import State
+    from fedloom.algorithms.base import Samples, State
     from fedloom.config.schema import Experiment
     from fedloom.local.group import Group
     from fedloom.vector.layout import Layout
@@ -65,6 +65,9 @@ class APFL(Algorithm):
 
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         return {"delta": delta}, {name: group.state[name] for name in ("apfl.v", "apfl.alpha")}
+
+    def work(self, plain: Samples, rows: Samples, step: Samples) -> Samples:
+        return 2 * plain
 
     def judged(self, group: Group) -> Tensor:
         alpha = group.state["apfl.alpha"]

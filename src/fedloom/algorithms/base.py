@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from fedloom.aggregation.mean import Mean
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from fedloom.vector.layout import Layout
 
     State = dict[str, Tensor]
+    Samples = NDArray[np.float64]
     Aggregate = Mapping[str, Tensor]
 
 __all__ = ["Algorithm", "Cost", "Round"]
@@ -147,6 +150,12 @@ class Algorithm(BaseModel):
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         """What leaves the clients and their new state, a row a client; `w` are the trained rows, delta = w - anchor."""
         return {"delta": delta}, {}
+
+    def work(self, plain: Samples, rows: Samples, step: Samples) -> Samples:
+        """The samples whose gradients a client computes in a round (a forward pass alone is a third), from which follows how long
+        its device takes: `plain` in plain local steps, while it holds `rows`, and a step takes `step`; each `[N]`.
+        """
+        return plain
 
     def judged(self, group: Group) -> Tensor:
         """`[K, n]`: the vectors with which clients are judged, where the method is personal."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedloom.aggregation.mean import Mean
-    from fedloom.algorithms.base import Aggregate, Round, State
+    from fedloom.algorithms.base import Aggregate, Round, Samples, State
     from fedloom.config.layers import LayerSelection
     from fedloom.config.schema import Experiment
     from fedloom.local.group import Group, Rule
@@ -110,6 +110,11 @@ class Composition(Algorithm):
             uploads, kept = uploads | sent, kept | own
             instead = instead or "delta" not in sent
         return {name: value for name, value in uploads.items() if name != "delta" or not instead}, kept
+
+    def work(self, plain: Samples, rows: Samples, step: Samples) -> Samples:
+        for method in self.methods:
+            plain = method.work(plain, rows, step)
+        return plain
 
     def judged(self, group: Group) -> Tensor:
         return self._owner("judged").judged(group)

@@ -18,7 +18,7 @@ from fedloom.algorithms.base import Algorithm, Cost
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedloom.algorithms.base import State
+    from fedloom.algorithms.base import Samples, State
     from fedloom.local.group import Group, Rule
     from fedloom.vector.layout import Layout
 
@@ -62,6 +62,9 @@ class Ditto(Algorithm):
 
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         return {"delta": delta}, {"ditto.v": group.state["ditto.v"]}
+
+    def work(self, plain: Samples, rows: Samples, step: Samples) -> Samples:
+        return plain + (plain if self.steps is None else self.steps * step)
 
     def judged(self, group: Group) -> Tensor:
         return group.state["ditto.v"]

@@ -24,6 +24,7 @@ from fedloom.algorithms.demands import without
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedloom.algorithms.base import Samples
     from fedloom.config.schema import Experiment
     from fedloom.local.group import Group
 
@@ -60,6 +61,9 @@ class FedMAML(Algorithm):
             return d
         above, below = (group.at(w + sign * self.delta * d, ahead=2) for sign in (1, -1))
         return d - self.alpha * group.moving(above - below) / (2 * self.delta)
+
+    def work(self, plain: Samples, rows: Samples, step: Samples) -> Samples:
+        return (2 if self.variant == "fo" else 4) * plain
 
     def judged(self, group: Group) -> Tensor:
         return group.anchor - self.alpha * group.moving(group.trainer.first_gradients(group))

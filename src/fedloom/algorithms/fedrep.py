@@ -22,6 +22,7 @@ from fedloom.algorithms.patterns import HEAD, Patterns
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedloom.algorithms.base import Samples
     from fedloom.local.group import Group, Rule
     from fedloom.vector.layout import Layout
 
@@ -62,6 +63,9 @@ class FedRep(Algorithm):
 
     def private(self, layout: Layout) -> Tensor | None:
         return layout.matching(self.patterns)
+
+    def work(self, plain: Samples, rows: Samples, step: Samples) -> Samples:
+        return plain + self.head_steps * step / 3  # the head lies above all layers: hardly a way back
 
     def train(self, group: Group, rule: Rule) -> Tensor:
         head = group.layout.matching(self.patterns).to(group.anchor.device)

@@ -21,7 +21,7 @@ from fedloom.algorithms.demands import without
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedloom.algorithms.base import Aggregate, Round, State
+    from fedloom.algorithms.base import Aggregate, Round, Samples, State
     from fedloom.config.schema import Experiment
     from fedloom.local.group import Group
     from fedloom.vector.layout import Layout
@@ -70,6 +70,9 @@ class PFedMe(Algorithm):
 
     def upload(self, delta: Tensor, w: Tensor, group: Group) -> tuple[State, State]:
         return {"delta": delta}, {"pfedme.theta": group.state["pfedme.theta"]}
+
+    def work(self, plain: Samples, rows: Samples, step: Samples) -> Samples:
+        return self.inner * plain
 
     def judged(self, group: Group) -> Tensor:
         return group.state["pfedme.theta"]

@@ -20,6 +20,7 @@ from fedloom.algorithms.one_step import one_step, only_one_step
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedloom.algorithms.base import Samples
     from fedloom.config.schema import Experiment
     from fedloom.local.group import Group, Rule
 
@@ -39,6 +40,9 @@ class QFedSGD(Fair):
 
     def check(self, experiment: Experiment) -> Iterator[tuple[str, str, str]]:
         yield from only_one_step(experiment.local)
+
+    def work(self, plain: Samples, rows: Samples, step: Samples) -> Samples:
+        return super().work(rows, rows, step)
 
     def train(self, group: Group, rule: Rule) -> Tensor:
         return one_step(group, rule)

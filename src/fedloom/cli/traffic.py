@@ -25,8 +25,9 @@ from fedloom.local.opening import PREVIOUS, rank_masks
 from fedloom.local.prepare import Prepared
 from fedloom.local.scores import SCORES
 from fedloom.local.weighting import client_weight
-from fedloom.selection.arrivals import make_schedule
 from fedloom.selection.layers import layers_of
+from fedloom.selection.schedule import make_schedule
+from fedloom.selection.uniform import Uniform
 
 __all__ = ["Traffic", "plan_traffic"]
 
@@ -95,11 +96,16 @@ class _Plan:
         self._layers = choice.plan if isinstance(choice, ChosenLayers) else None
         awaits = self._algorithm.awaits() if self._algorithm.asynchronous else None
         clients = {int(k): prepared.train.clients[k] for k in prepared.seen}
-        self._schedule = make_schedule(self._experiment.federation, clients, awaits, seed=self._experiment.seed)
+        self._schedule = make_schedule(
+            self._experiment.federation.model_copy(update={"wait": None}), clients, awaits,
+            selector=Uniform(), sizes=prepared.train.sizes[prepared.seen], seed=self._experiment.seed,
+        )  # fmt: skip
         self.asked = sum(map(len, self._schedule.round(1).started.values()))
 
     def notes(self) -> Iterator[str]:
         """Where nobody can know yet."""
+        if self._experiment.devices is not None or self._experiment.federation.selection["name"] != "uniform":
+            yield "about: as if clients were drawn uniformly, and none went offline or was late"
         pacing = getattr(self._experiment.local.gradient, "pacing", None)
         if sends_seeds(self._prepared) and isinstance(pacing, VariancePacing | SnrPacing):
             yield f"up is at most this: {pacing.kind} pacing stops as soon as it has directions enough"

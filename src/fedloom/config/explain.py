@@ -169,9 +169,12 @@ def json_schema() -> dict[str, Any]:
     method = {"anyOf": [word, {"type": "object", "required": ["name"], "properties": {"name": word}}]}
     others = {"anyOf": [*method["anyOf"], {"type": "array", "items": method}]}
     whole = {"type": "object", "required": ["name"], "properties": {"name": word, "with": others}}
-    schema["properties"]["algorithm"]["anyOf"] = [word, whole]
-    for keyword in ("type", "additionalProperties"):
-        schema["properties"]["algorithm"].pop(keyword)
+    named = {"algorithm": [word, whole], "selection": method["anyOf"]}
+    for owner in (schema, schema["$defs"]["Federation"]):
+        for name in named.keys() & owner["properties"].keys():
+            owner["properties"][name]["anyOf"] = named[name]
+            for keyword in ("type", "additionalProperties"):
+                owner["properties"][name].pop(keyword)
     for owner, section in _owners(schema):
         for name, field in section.model_fields.items():
             words = _kind_words(field)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from fedloom.config.devices import Wait
 from fedloom.config.section import Positive, Schedule, Section
 
 __all__ = [
@@ -130,9 +131,14 @@ class Federation(Section):
     rounds: Positive = Field(description="Number of rounds.")
     clients_per_round: Positive | None = Field(
         None,
-        description="Clients selected a round, uniformly; all when left out. With an asynchronous algorithm, the clients "
+        description="Clients selected a round; all when left out. With an asynchronous algorithm, the clients "
         "that are under way at any time.",
     )
+    selection: dict[str, Any] = Field(
+        {"name": "uniform"},
+        description="How the clients of a round are selected: a name, or {name: ..., its options}; `fedloom list selectors`.",
+    )
+    wait: Wait | None = Field(None, description="With `devices`: when a round is over; `all` when left out.")
     weighting: Annotated[Weighting, BeforeValidator(_weighting_in_short)] = Field(
         SamplesWeighting(kind="samples"),
         description="What a client's update weighs: a kind, or a function of yours as `module:attribute`.",
@@ -144,7 +150,7 @@ class Federation(Section):
     arrivals: Arrivals | None = Field(
         None,
         description="With an asynchronous algorithm: how long clients take, which decides in what order their updates "
-        "arrive; `lognormal` when left out.",
+        "arrive; `lognormal` when left out, and not with `devices`, which know.",
     )
     schedule: Schedule = Field(Schedule(), description="Learning rate across rounds.")
     early_stopping: EarlyStopping | None = Field(None, description="Stop early when the watched metric stalls.")

@@ -25,6 +25,7 @@ from fedloom.config.rules import (
     mixed_ranks,
     remote_fit,
     seeds_alone,
+    selection_fit,
     unused,
 )
 from fedloom.config.schema import Experiment, Federation
@@ -37,6 +38,8 @@ S = TypeVar("S", bound=BaseModel)
 T = TypeVar("T")
 Clash = Callable[[Sequence[Any]], str | None]
 
+_NAMED: tuple[Place, ...] = (("algorithm",), ("federation", "selection"))
+"""What is found by a name, and has the options of what is found."""
 SWEEP_KEYS = ("base", "set", "runs", "grid", "seeds", "target")
 EXPERIMENT_KEYS = ("model", "data", "federation")
 """What only the one and only the other kind of file has."""
@@ -47,6 +50,7 @@ def load(
     overrides: Iterable[str] = (),
     *,
     algorithm: Callable[[str], type[BaseModel]],
+    selector: Callable[[str], type[BaseModel]],
     task: Callable[[str], TaskInfo],
     clash: Clash = lambda _: None,
     sample: Callable[[str, Literal["model", "dataset"]], SampleInfo] | None = None,
@@ -54,9 +58,9 @@ def load(
 ) -> Experiment:
     """The experiment of a YAML file with `key.sub=value` overrides applied.
 
-    algorithm, task and sample turn a name into the algorithm's options, the task's facts and the facts of a packaged
-    sample of a kind; each raises FedloomError for a name that does not exist. clash says why methods cannot go together, if they
-    cannot. Relative paths start from `base`, by
+    algorithm, selector, task and sample turn a name into the options of the algorithm or of the selector, the task's facts and the
+    facts of a packaged sample of a kind; each raises FedloomError for a name that does not exist. clash says why methods cannot go
+    together, if they cannot. Relative paths start from `base`, by
     default the file's own folder. No weight and no row is read.
 
     Raises:
@@ -79,6 +83,7 @@ def load(
     experiment, faulty = _experiment(document)
     experiment._base = base
     methods = _algorithm(document, algorithm, clash) if ("algorithm",) not in faulty else None
+    chosen = _selection(document, selector) if "federation" in data else None
     info = None
     if "model" in data and not faulty & {("model",), ("model", "task")}:
         info = _ask(document, ("model", "task"), lambda: task(experiment.model.task))
@@ -93,6 +98,9 @@ def load(
     if methods and not faulty and (why := mixed_ranks(experiment, methods[1])):
         document.report(("adapter", "ranks"), why, "Take ranks out, or choose an algorithm for different ranks")
 
+    if methods and chosen and not faulty:
+        for finding in selection_fit(experiment, chosen[1], waits):
+            document.report(tuple(finding.key.split(".")), finding.what, finding.fix)
     fitting = (
         [*layer_choice(experiment, methods[1]), *remote_fit(experiment, methods[1], info)]
         if methods and not faulty
@@ -111,11 +119,11 @@ def load(
     if document.mistakes:
         unique = dict.fromkeys(document.mistakes)
         raise ConfigError(str(path), sorted(unique, key=lambda mistake: (mistake.line == 0, mistake.line)))
-    assert methods is not None
-    changes: dict[str, Any] = {"algorithm": methods[0]}
+    assert methods is not None and chosen is not None
+    federation: dict[str, Any] = {"selection": chosen[0]}
     if alike:
-        uniform = Federation.model_validate({"rounds": 1, "weighting": "uniform"}).weighting
-        changes["federation"] = experiment.federation.model_copy(update={"weighting": uniform})
+        federation["weighting"] = Federation.model_validate({"rounds": 1, "weighting": "uniform"}).weighting
+    changes = {"algorithm": methods[0], "federation": experiment.federation.model_copy(update=federation)}
     return experiment.model_copy(update=changes)
 
 
@@ -196,7 +204,7 @@ def _with_kinds(data: Any, section: type[BaseModel], document: Document, place: 
     for name, field in section.model_fields.items():
         value, here = data.get(name), (*place, name)
         found = sections(field.annotation)
-        if here == ("algorithm",) and isinstance(value, str):
+        if here in _NAMED and isinstance(value, str):
             data[name] = {"name": value}
             document.lines[*here, "name"] = document.line(here)
         if value is None or not found:
@@ -286,16 +294,32 @@ def _algorithm(
     return (specs[0] | {"with": list(specs[1:])} if len(specs) > 1 else specs[0]), list(models)
 
 
+def _selection(document: Document, lookup: Callable[[str], type[BaseModel]]) -> tuple[dict[str, Any], BaseModel] | None:
+    """The selector's name and all its options, checked; None when there was a mistake."""
+    federation = document.data["federation"]
+    given = federation.get("selection", {"name": "uniform"}) if isinstance(federation, dict) else None
+    place: Place = ("federation", "selection")
+    return _method(document, given, place, lookup, "selector", "selection: oort") if isinstance(given, dict) else None
+
+
 def _method(
-    document: Document, given: Mapping[str, Any], place: Place, lookup: Callable[[str], type[BaseModel]]
+    document: Document,
+    given: Mapping[str, Any],
+    place: Place,
+    lookup: Callable[[str], type[BaseModel]],
+    kind: str = "algorithm",
+    example: str = "algorithm: fedavg",
 ) -> tuple[dict[str, Any], BaseModel] | None:
     """A method's name and all its options, checked; None when there was a mistake."""
     name = given.get("name")
     if not isinstance(name, str) or not name:
         what = (
-            "this key is required, and missing" if "name" not in given else f"{name!r} is not the name of an algorithm"
+            "this key is required, and missing"
+            if "name" not in given
+            else f"{name!r} is not the name of {'an' if kind == 'algorithm' else 'a'} {kind}"
         )
-        document.report((*place, "name"), what, "Write `algorithm: fedavg`, or `algorithm: {name: fedavg}`")
+        key, _, name = example.partition(": ")
+        document.report((*place, "name"), what, f"Write `{example}`, or `{key}: {{name: {name}}}`")
         return None
     options = _ask(document, (*place, "name"), lambda: lookup(name))
     if options is None:

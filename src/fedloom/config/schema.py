@@ -21,6 +21,7 @@ from fedloom.config.data import (
     Partition,
     QuantityPartition,
 )
+from fedloom.config.devices import AlikeDevices, Devices, FileDevices, GeneratedDevices
 from fedloom.config.engine import Engine, LocalEngine, RayEngine, RemoteEngine
 from fedloom.config.federation import (
     AdaptedWeighting,
@@ -39,11 +40,13 @@ from fedloom.config.section import Fraction, Positive, Schedule, Section
 __all__ = [
     "AdaptedWeighting",
     "Adapter",
+    "AlikeDevices",
     "Arrivals",
     "Checkpoints",
     "ColumnPartition",
     "ConstantArrivals",
     "Data",
+    "Devices",
     "DirichletPartition",
     "EarlyStopping",
     "Engine",
@@ -51,9 +54,11 @@ __all__ = [
     "Evaluation",
     "Experiment",
     "Federation",
+    "FileDevices",
     "FullAdapter",
     "FunctionWeighting",
     "Generate",
+    "GeneratedDevices",
     "GivenPartition",
     "IidPartition",
     "Local",
@@ -193,6 +198,11 @@ class Experiment(Section):
         "no numbered layer, such as a head, always trains, but where `given` names parts by expressions.",
     )
     federation: Federation = Field(description="The rounds.")
+    devices: Devices | None = Field(
+        None,
+        description="What the clients run on: how fast they compute and send, and when they are online. With it the run has a "
+        "virtual clock.",
+    )
     local: Local = Field(Local(epochs=1), description="What a client does in a round.")
     engine: Engine = Field(LocalEngine(), description="Where groups run.")
     evaluation: Evaluation = Field(Evaluation(), description="When and how models are judged.")

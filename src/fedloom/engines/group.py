@@ -75,6 +75,8 @@ class ClientReport:
     tokens: int = 0
     steps: int = 0
     train_loss: float | None = None
+    loss_square: float | None = None
+    """Mean square of its samples' losses, where the selector asks for that."""
     weight: float = 0.0
     bytes_up: int = 0
     forward_equivalents: int = 0
@@ -242,6 +244,7 @@ def _report(member: Member, weight: float, size: int) -> ClientReport:
     return ClientReport(
         member.client, "ok", **member.facts, weight=weight, bytes_up=size,
         forward_equivalents=member.forwards, directions=member.directions,
+        loss_square=None if member.squares is None else member.squares / max(member.samples, 1),
     )  # fmt: skip
 
 

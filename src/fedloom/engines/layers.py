@@ -35,6 +35,10 @@ class LayerChoice:
         """The clients that train the same layers, with what they are asked."""
         yield work, clients
 
+    def mask(self, server: State, round: int) -> Tensor | None:
+        """The entries, `[n]`, of the layers that train in a round, on one client or another; None for all."""
+        return None
+
     def hold(self, step: Tensor, server: State, earlier: State, trained: Tensor | None) -> tuple[Tensor, State]:
         """The server's step and state, in which the entries that nobody trained stay as they were; `trained` None is all."""
         return step, server
@@ -70,6 +74,10 @@ class ChosenLayers(LayerChoice):
             scored = (self._settings.score, plan.layers)
         for mask, theirs in plan.shares(work.server[CHOSEN], clients, work.round):
             yield replace(work, layers=mask, divided=plan.divides, scored=scored), theirs
+
+    def mask(self, server: State, round: int) -> Tensor | None:
+        """See `LayerChoice.mask`; where clients divide the layers, all that any of them trains."""
+        return None if self.plan.divides else self.plan.shares(server[CHOSEN], [0], round)[0][0]
 
     def after(self, round: int, w: Tensor, server: State, earlier: State, aggregate: Mapping[str, Tensor]) -> State:
         """See `LayerChoice.after`; scores that are due are taken from the aggregate, or from the server's own rows."""

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedloom import algorithms, errors
+from fedloom import algorithms, errors, selection
 from fedloom.config.schema import Experiment
 from fedloom.engines.group import Assignment, GroupResult, run_group
 from fedloom.engines.layers import make_choice
@@ -48,7 +48,8 @@ def prepare(experiment: Experiment) -> Prepared:
     algorithm = algorithms.build(experiment.algorithm, experiment.base)
     prepared = with_proxy(prepare_with(experiment, algorithm)).with_algorithm(algorithm)
     make_choice(prepared)  # layers that the model has not are refused now
-    return prepared
+    selector = selection.resolve(experiment.federation.selection["name"], experiment.base)
+    return replace(prepared, sample_losses=selector.needs_losses)
 
 
 def identity(prepared: Prepared) -> dict[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedloom.config.schema import Local
 from fedloom.tasks.base import Rows
 from fedloom.vector.streams import stream
 
-__all__ = ["plan_steps", "steps_of"]
+__all__ = ["plan_steps", "samples_of", "steps_of"]
 
 _WINDOW = 8  # steps whose rows are sorted by length together: batches of like length, still drawn at random
 
@@ -19,6 +20,16 @@ def steps_of(rows: int, local: Local, scale: int = 1) -> int:
         return local.steps * scale
     assert local.epochs is not None
     return local.epochs * -(-rows // _chunk(rows, local))
+
+
+def samples_of(sizes: NDArray[np.int64], local: Local, scale: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`[N]`, `[N]`: the steps of clients with so many rows, and the rows that these go over, one as often as it is taken."""
+    chunk = np.minimum(sizes, local.batch_size * local.accumulate)
+    if local.steps is not None:
+        steps = np.full_like(sizes, local.steps * scale)
+        return steps, steps * chunk
+    assert local.epochs is not None
+    return local.epochs * -(-sizes // chunk), local.epochs * sizes
 
 
 def _chunk(rows: int, local: Local) -> int:

@@ -38,6 +38,8 @@ class Member:
     """Random directions along which it has differentiated."""
     derivatives: list[Tensor] = field(default_factory=list, repr=False)
     """Those of each step, `[N]`."""
+    squares: float | None = None
+    """The sum of the squares of its samples' losses, where that is asked for."""
     failure: ClientError | None = field(default=None, repr=False)
 
     @property

@@ -88,6 +88,8 @@ class Prepared(PreparedData):
     step_scale: int = 1
     proxy: Rows = field(default_factory=lambda: np.arange(0), kw_only=True)
     """Rows that the server keeps to score layers with; they are not judged."""
+    sample_losses: bool = field(default=False, kw_only=True)
+    """Whether clients tell the mean square of their samples' losses."""
 
     @cached_property
     def ranks(self) -> list[int] | None:

@@ -75,6 +75,8 @@ class Trainer:
     local: Local
     seed: int
     grouped: bool
+    sample_losses: bool = False
+    """Whether to take down the losses of single samples."""
     estimator: GradientEstimator = field(init=False, repr=False)
     notes: list[str] = field(default_factory=list, init=False, repr=False)
     """What a user should know of how this is trained, until someone has taken it down."""
@@ -268,7 +270,7 @@ class Trainer:
                 keys = [(self.seed, round, m.client, step * self.local.accumulate + i) for m in members]
                 blocks = [Block(k, r, t) for k, r, t in zip(keys, batch.rows, batch.lengths, strict=True)]
             with self.binding.dropouts.active(blocks) if blocks else nullcontext():
-                losses = self.task.losses(self.binding.model, batch.to(device)) / items
+                losses = self._losses(members, batch.to(device), backward) / items
                 if backward:
                     losses.sum().backward()  # type: ignore[no-untyped-call]
             total += losses.detach()
@@ -278,6 +280,16 @@ class Trainer:
                 # the way back is about two forwards through a frozen base, down to the lowest layer that trains
                 member.forwards += int((1 + 2 * self._reach if backward else 1) * rows + 0.5)
         return total
+
+    def _losses(self, members: Sequence[Member], batch: Batch, backward: bool) -> Tensor:
+        """`[K]`: the losses, summed over each client's items; with the squares of its samples' mean losses, where asked for."""
+        if not (self.sample_losses and backward):
+            return self.task.losses(self.binding.model, batch)
+        rows = self.task.measure(self.binding.model, batch)
+        each = (rows["loss"].detach() / rows["items"].clamp_min(1)).square().view(len(members), -1).tolist()
+        for member, own, real in zip(members, each, batch.rows, strict=True):
+            member.squares = (member.squares or 0.0) + sum(own[:real])
+        return rows["loss"].view(len(members), -1).sum(1).float()
 
     def _collate(self, parts: Sequence[list[Rows]], i: int) -> Batch:
         nothing = parts[0][0][:0]
@@ -315,4 +327,12 @@ class Trainer:
 def make_trainer(prepared: Prepared, grouped: bool) -> Trainer:
     """The trainer of an experiment."""
     experiment = prepared.experiment
-    return Trainer(prepared.binding, prepared.task, prepared.table, experiment.local, experiment.seed, grouped)
+    return Trainer(
+        prepared.binding,
+        prepared.task,
+        prepared.table,
+        experiment.local,
+        experiment.seed,
+        grouped,
+        prepared.sample_losses,
+    )

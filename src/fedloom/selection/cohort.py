@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
+from fedloom.devices.population import Work
+from fedloom.selection.base import Feedback, State
+from fedloom.selection.clock import Attempts
 
-from fedloom.selection.uniform import uniform
-
-__all__ = ["Cohort", "Schedule", "Synchronous"]
+__all__ = ["Cohort", "Schedule"]
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,12 @@ class Cohort:
     """The older versions that a later round's clients have started from already."""
     seconds: float | None = None
     """When the round ends on the virtual clock, if there is one."""
+    attempts: Attempts | None = None
+    """Where devices are known: what became of all that were asked and are not under way any more."""
 
     def staleness(self, version: int) -> int:
         """tau: the versions that the server has made since a client started from this one."""
         return self.number - 1 - version
-
-    def again(self, number: int) -> Cohort:
-        """The same clients, asked anew in a later round; itself in its own."""
-        if number == self.number:
-            return self
-        (clients,) = self.started.values()
-        return Cohort(number, {number - 1: clients}, seconds=self.seconds)
 
     @property
     def mean_staleness(self) -> float:
@@ -47,24 +42,28 @@ class Cohort:
 
 
 class Schedule(Protocol):
-    """The cohorts of a run, known beforehand: they follow from the seed, never from what is learnt."""
+    """The cohorts of a run, round after round. Who is in a round is known before anything is trained for it."""
 
     in_flight: int
     """Clients that are asked at a time."""
+    learns: bool
+    """Whether `told` plays a part."""
 
-    def round(self, number: int) -> Cohort:
-        """The cohort of a round, counted from 1."""
+    def round(self, number: int, work: Work | None = None, again: bool = False) -> Cohort:
+        """The cohort of a round, counted from 1, whose clients are asked for this work; `again`: the last round's once more.
+
+        Raises RunError where there is nobody to ask any more.
+        """
         ...
 
+    def told(self, number: int, feedback: Feedback) -> None:
+        """What came of the clients of a round."""
+        ...
 
-class Synchronous:
-    """A uniform cohort that starts from the newest version, and for all of which the server waits."""
+    def state(self) -> State:
+        """What must survive for the rounds after this to be the same."""
+        ...
 
-    def __init__(self, clients: Sequence[int], in_flight: int | None, *, seed: int) -> None:
-        self.in_flight = min(in_flight or len(clients), len(clients))
-        self._clients, self._seed = np.asarray(clients), seed
-
-    def round(self, number: int) -> Cohort:
-        """See `Schedule.round`."""
-        chosen = uniform(len(self._clients), self.in_flight, seed=self._seed, round=number)
-        return Cohort(number, {number - 1: self._clients[chosen].tolist()})
+    def restore(self, state: State) -> None:
+        """Go on from that."""
+        ...

@@ -1,13 +1,49 @@
-"""Uniform sampling of the cohort, without replacement."""
+"""Uniform sampling of the cohort, without replacement, from those that are online.
+
+Candidates are drawn from all clients, and those who are offline are passed over: each next one is a uniform draw from the others
+online, and nobody else needs to be looked at.
+"""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedloom.devices.availability import Clients
+from fedloom.selection.base import Pool, Selector, State
 from fedloom.vector.streams import stream
 
-__all__ = ["uniform"]
+__all__ = ["Uniform", "uniform"]
+
+_DRAWS = 6  # after which so few are online that it is cheaper to look at all
+
+
+class Uniform(Selector):
+    """All who are online alike."""
+
+    title: ClassVar[str] = "Uniform sampling"
+    paper: ClassVar[str] = (
+        "McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS"
+    )
+    equation: ClassVar[str] = "algorithm 1"
+
+    def select(self, pool: Pool, count: int, state: State) -> Clients:
+        """See `Selector.select`."""
+        drawn = uniform(len(pool), count, seed=pool.seed, round=pool.round)
+        found = drawn[pool.are_online(drawn)]
+        for draw in range(1, _DRAWS):
+            missing = count - len(found)
+            if not missing or len(drawn) == len(pool):
+                return found
+            more = pool.random(draw).choice(len(pool), size=min(8 * missing, len(pool)), replace=False)
+            more = more[~np.isin(more, drawn)]
+            found = np.concatenate([found, more[pool.are_online(more)][:missing]])
+            drawn = np.concatenate([drawn, more])
+        others = np.setdiff1d(pool.candidates, found)
+        missing = min(count - len(found), len(others))
+        return np.concatenate([found, pool.random(_DRAWS).choice(others, size=missing, replace=False)])
 
 
 def uniform(population: int, cohort: int | None, *, seed: int, round: int, draw: int = 0) -> NDArray[np.int64]:

@@ -30,6 +30,9 @@ class NoCheckpoint(CheckpointError):
     exit_code = 2
 
 
+_TENSORS = ("w", "server", "history", "selection")
+
+
 @dataclass
 class Progress:
     """The server's whole state after a round; what is not here does not survive."""
@@ -39,6 +42,8 @@ class Progress:
     server: dict[str, Tensor] = field(default_factory=dict)
     history: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     """What was sent as of earlier rounds to clients that are still under way: the vector `w`, and what goes beside it."""
+    selection: dict[str, Tensor] = field(default_factory=dict)
+    """What the schedule of the rounds must know to go on: the virtual time, and what the selector has learnt."""
     missed: int = 0
     """Clients in a row, up to now, whose updates did not come back."""
     best_round: int | None = None
@@ -84,8 +89,9 @@ class CheckpointFolder:
         tensors = {"w": progress.w} | {f"server.{k}": v for k, v in progress.server.items()}
         for version, sent in progress.history.items():  # copies: versions may share what has not changed
             tensors |= {f"history.{version}.{k}": v.clone() for k, v in sent.items()}
+        tensors |= {f"selection.{k}": v.clone() for k, v in progress.selection.items()}
         content = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
-        numbers = {k: v for k, v in asdict(_without_tensors(progress)).items() if k not in ("w", "server", "history")}
+        numbers = {k: v for k, v in asdict(_without_tensors(progress)).items() if k not in _TENSORS}
         numbers["sha256"] = hashlib.sha256(content).hexdigest()
         path = self._path(progress.round)
         try:
@@ -121,8 +127,11 @@ class CheckpointFolder:
             if hashlib.sha256(content).hexdigest() != numbers.pop("sha256"):
                 raise ValueError("the digest of state.safetensors does not match")
             tensors = safetensors.torch.load(content)
-            server = {k.removeprefix("server."): v for k, v in tensors.items() if k.startswith("server.")}
-            return Progress(w=tensors["w"], server=server, history=_history(tensors), **numbers)
+            server, selection = (
+                {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
+                for part in ("server.", "selection.")
+            )
+            return Progress(w=tensors["w"], server=server, history=_history(tensors), selection=selection, **numbers)
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise CheckpointError(
                 f"the checkpoint of round {round} is damaged",
@@ -149,7 +158,7 @@ class CheckpointFolder:
 
 def _without_tensors(progress: Progress) -> Progress:
     plain = Progress(**vars(progress))
-    plain.w, plain.server, plain.history = None, {}, {}  # type: ignore[assignment]
+    plain.w, plain.server, plain.history, plain.selection = None, {}, {}, {}  # type: ignore[assignment]
     return plain
 
 

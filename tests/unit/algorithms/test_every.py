@@ -19,6 +19,7 @@ import toy
 from fedloom import algorithms
 from fedloom.algorithms import ALGORITHMS
 from fedloom.data.partition import Partition
+from fedloom.engines.work import planned_work
 from fedloom.federation import Federation
 from fedloom.local.opening import open_group
 from fedloom.local.prepare import Prepared
@@ -95,6 +96,29 @@ def test_it_learns(name, tmp_path):
     records = [record for record in map(json.loads, lines) if record.get("evaluated") == "own"]
     losses = [np.mean([r["eval_loss"] for r in records if r["round"] == number]) for number in range(5)]
     assert min(losses[1:]) < losses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_devices_take_as_long_as_what_is_done(name, tmp_path):
+    """What the virtual clock counts on beforehand is what clients report: passes, and the bytes of their messages."""
+    made = toy_of(name)
+    federation = toy.federate(made, tmp_path, 0)
+    places = {client: k for k, client in enumerate(made.train.clients)}
+    for number in (1, 2, 3):
+        layers = federation.layers.mask(federation.progress.server, number)
+        work = planned_work(made, federation._sent(number - 1), number, layers)
+        down, passes, up = (np.broadcast_to(each, len(places)) for each in work)
+        federation.round(number)
+        lines = (federation.run_dir.path / "clients.jsonl").read_text().splitlines()
+        for record in map(json.loads, lines):
+            if record["round"] == number and "status" in record:
+                k = places[record["client"]]
+                assert record["forward_equivalents"] == pytest.approx(passes[k], rel=0.01)
+                least = 0 if name == "spry" else up[k] - 64  # whose clients divide the layers between them
+                assert least <= record["bytes_up"] <= up[k] + 64
+        own = json.loads((federation.run_dir.path / "metrics.jsonl").read_text().splitlines()[-1])
+        asked = len(places) if made.algorithm.listens else own["clients"]
+        assert own["bytes_down"] == pytest.approx(down.mean() * asked, abs=64 * asked)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from fedloom.config.layers import SplitLayers
 from fedloom.config.load import load
@@ -109,6 +109,23 @@ class ChoosyOptions(BaseModel):
         return SplitLayers(kind="split")
 
 
+class AnyoneOptions(BaseModel):
+    """A selector that asks nothing of clients."""
+
+    needs_devices: ClassVar[bool] = False
+    needs_losses: ClassVar[bool] = False
+
+
+class PickyOptions(BaseModel):
+    """A selector that asks for speeds and losses."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    needs_devices: ClassVar[bool] = True
+    needs_losses: ClassVar[bool] = True
+
+    share: float = Field(0.5, gt=0, le=1, description="How many.")
+
+
 ALGORITHMS: dict[str, type[BaseModel]] = {
     "fedavg": FedAvgOptions,
     "fedprox": FedProxOptions,
@@ -119,6 +136,7 @@ ALGORITHMS: dict[str, type[BaseModel]] = {
     "choosy": ChoosyOptions,
     "local": FedAvgOptions,
 }
+SELECTORS: dict[str, type[BaseModel]] = {"uniform": AnyoneOptions, "picky": PickyOptions}
 TASKS = {
     "classification": FakeTask(),
     "causal_lm": FakeTask(("instruction", "output"), ("input",), ("perplexity",), None, True),
@@ -146,6 +164,7 @@ def load_fake(path: Path, overrides: Sequence[str] = (), base: Path | None = Non
         path,
         overrides,
         algorithm=lambda name: _look_up(name, ALGORITHMS, "algorithm"),  # type: ignore[no-any-return]
+        selector=lambda name: _look_up(name, SELECTORS, "selector"),  # type: ignore[no-any-return]
         task=lambda name: _look_up(name, TASKS, "task"),  # type: ignore[no-any-return]
         sample=fake_sample,
         base=base,

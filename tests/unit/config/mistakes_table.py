@@ -348,6 +348,41 @@ CASES = [
         "data.partition.label",
         "has no label field",
     ),
+    Case(["federation.selection=pickyy"], "federation.selection.name", "'picky'"),
+    Case(["federation.selection={shares: 0.1}"], "federation.selection.name", "`selection: oort`"),
+    Case(
+        ["federation.selection={name: picky, shares: 0.1}", "devices=alike", "federation.clients_per_round=2"],
+        "federation.selection.shares",
+        "'share'",
+    ),
+    Case(
+        ["federation.selection=picky", "federation.clients_per_round=2"], "federation.selection", "devices: generated"
+    ),
+    Case(["federation.selection=picky", "devices=alike"], "federation.selection", "Set federation.clients_per_round"),
+    Case(
+        ["federation.selection=picky", "devices=alike", "federation.clients_per_round=2", "local.gradient=central"],
+        "federation.selection",
+        "losses of single samples",
+    ),
+    Case(
+        ["algorithm=hasty", "federation.selection=picky", "devices=alike", "federation.clients_per_round=2"],
+        "federation.selection",
+        "draws those who are free uniformly",
+    ),
+    Case(["devices=phones"], "devices.kind", "generated"),
+    Case(["devices={kind: generated, corelation: 0.5}"], "devices.corelation", "'correlation'"),
+    Case(["devices={kind: generated, correlation: 2.0}"], "devices.correlation", "at most 1"),
+    Case(["devices={kind: file, path: devices.parquet}"], "devices.path", "devices.parquet"),
+    Case(
+        ["devices=alike", "federation.arrivals=constant", "algorithm=hasty"],
+        "federation.arrivals",
+        "follows from their devices",
+    ),
+    Case(["federation.wait=all"], "federation.wait", "nobody is late"),
+    Case(["devices=alike", "algorithm=hasty", "federation.wait=all"], "federation.wait", "asynchronous"),
+    Case(["devices=alike", "federation.wait=overcommit"], "federation.wait", "none more can be asked"),
+    Case(["devices=alike", "federation.wait={kind: quorum, updates: 5}"], "federation.wait.updates", "at most 4"),
+    Case(["devices=alike", "federation.wait=deadline"], "federation.wait.seconds", "missing"),
 ]
 
 

@@ -96,7 +96,7 @@ def test_the_schema_allows_the_shorthands() -> None:
     words = {name: part["anyOf"][0].get("enum") for name, part in properties.items() if "anyOf" in part}
     assert words == {
         "adapter": ["lora", "bottleneck", "bitfit", "prompt", "full"], "algorithm": None, "engine": ["local", "ray", "remote"],
-        "layers": ["all", "priority", "random", "cyclic", "split"],
+        "devices": ["alike", "generated"], "layers": ["all", "priority", "random", "cyclic", "split"],
     }  # fmt: skip
     schedule = json_schema()["$defs"]["Local"]["properties"]["schedule"]
     assert schedule["anyOf"][0] == {"enum": ["constant", "linear", "cosine"]}

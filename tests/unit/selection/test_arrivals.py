@@ -7,19 +7,20 @@ from hypothesis import strategies as st
 
 from fedloom.config.schema import ConstantArrivals, Federation, LognormalArrivals
 from fedloom.errors import UsageError
-from fedloom.selection.arrivals import Arrivals, Lognormal, make_schedule
-from fedloom.selection.cohort import Synchronous
-from fedloom.selection.uniform import uniform
+from fedloom.selection.arrivals import AlwaysThere, Arrivals, Lognormal
+from fedloom.selection.schedule import make_schedule
+from fedloom.selection.synchronous import Synchronous
+from fedloom.selection.uniform import Uniform, uniform
 
 
-class Given:
+class Given(AlwaysThere):
     """Clients that take as long as is written here."""
 
     def __init__(self, **seconds):
         self.times = seconds
 
-    def seconds(self, client, version):
-        return self.times[client]
+    def seconds(self, client, name, version, now):
+        return self.times[name], True
 
 
 def named(n):
@@ -28,7 +29,11 @@ def named(n):
 
 def lognormal(n, in_flight, buffer, seed=0):
     settings = Federation(rounds=1, clients_per_round=in_flight)
-    return make_schedule(settings, named(n), buffer, seed=seed)
+    return scheduled(settings, n, buffer, seed)
+
+
+def scheduled(settings, n, buffer, seed):
+    return make_schedule(settings, named(n), buffer, selector=Uniform(), sizes=np.ones(n, dtype=int), seed=seed)
 
 
 def facts(cohort):
@@ -71,14 +76,15 @@ def test_the_numbers_are_those_of_the_clients_given():
     """Some clients of a federation never train: those that do keep their numbers."""
     schedule = Arrivals({3: "a", 7: "b"}, None, 1, Given(a=1.0, b=1.5), seed=0)
     assert [dict(schedule.round(number).started) for number in (1, 2, 3)] == [{0: [3]}, {0: [7]}, {1: [3]}]
-    assert dict(Synchronous([3, 7], None, seed=0).round(5).started) == {4: [3, 7]}
+    plain = Synchronous(np.array([3, 7]), None, Uniform(), 0, np.ones(2, dtype=int))
+    assert dict(plain.round(5).started) == {4: [3, 7]}
 
 
 @pytest.mark.parametrize(("n", "in_flight"), [(10, 4), (10, None), (7, 7), (5, 1)])
 def test_without_lateness_it_is_the_synchronous_cohort(n, in_flight):
     federation = Federation(rounds=1, clients_per_round=in_flight, arrivals=ConstantArrivals(kind="constant"))
-    late = make_schedule(federation, named(n), min(in_flight or n, n), seed=3)
-    plain = make_schedule(federation, named(n), None, seed=3)
+    late = scheduled(federation, n, min(in_flight or n, n), 3)
+    plain = scheduled(federation, n, None, 3)
     for number in range(1, 8):
         a, b = late.round(number), plain.round(number)
         assert dict(a.started) == dict(b.started) == {number - 1: uniform(n, in_flight, seed=3, round=number).tolist()}
@@ -129,7 +135,7 @@ def test_lognormal_durations():
 
     def times(clients, versions, **options):
         model = Lognormal(LognormalArrivals(kind="lognormal", **options), seed=0)
-        return np.array([[model.seconds(f"c{k}", t) for t in range(versions)] for k in range(clients)])
+        return np.array([[model.seconds(k, f"c{k}", t, 0.0)[0] for t in range(versions)] for k in range(clients)])
 
     assert (times(3, 3, seconds=2.0, sigma=0.0) == 2.0).all()
     speeds = np.log(times(2000, 2, sigma=0.0, speed_sigma=0.5))

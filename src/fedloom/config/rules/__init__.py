@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fedloom.config.rules import data, evaluation, places, training  # noqa: F401  (what they hold are rules)
 from fedloom.config.rules.adapter import mixed_ranks
+from fedloom.config.rules.devices import selection_fit
 from fedloom.config.rules.estimates import seeds_alone
 from fedloom.config.rules.layers import layer_choice
 from fedloom.config.rules.remote import remote_fit
@@ -25,6 +26,7 @@ __all__ = [
     "mixed_ranks",
     "remote_fit",
     "seeds_alone",
+    "selection_fit",
     "unused",
 ]
 

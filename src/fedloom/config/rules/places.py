@@ -15,6 +15,7 @@ from fedloom.config.schema import (
     DirichletPartition,
     EpisodesWeighting,
     Experiment,
+    FileDevices,
     FunctionWeighting,
     GivenPartition,
 )
@@ -72,6 +73,12 @@ def _source(e: Experiment, facts: Facts) -> Iterator[Finding]:
         yield Finding("data.source", f"a {suffix} file is not read", f"Convert it to one of {', '.join(DATA_SUFFIXES)}")
     elif (suffix in DATA_SUFFIXES or _is_path(source)) and not re.search(r"[*?\[]", source):
         yield from _file("data.source", source, facts.base)
+
+
+@rule("devices")
+def _devices_file(e: Experiment, facts: Facts) -> Iterator[Finding]:
+    if isinstance(e.devices, FileDevices):
+        yield from _file("devices.path", e.devices.path, facts.base)
 
 
 @rule("data.partition")

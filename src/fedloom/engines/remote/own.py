@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedloom import algorithms, tasks
+from fedloom import algorithms, selection, tasks
 from fedloom.algorithms import Algorithm
 from fedloom.config.load import load, read_document
 from fedloom.config.schema import Experiment, IidPartition
@@ -87,6 +87,7 @@ def load_experiment(path: Path, site: SiteData, base: Path) -> Experiment:
         path,
         [f"{key}={json.dumps(value)}" for key, value in given.items()],
         algorithm=lambda name: algorithms.resolve(name, base),
+        selector=lambda name: selection.resolve(name, base),
         clash=algorithms.clash,
         task=lambda name: tasks.describe(name, base),
         sample=check_sample,

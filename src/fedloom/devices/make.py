@@ -1,0 +1,40 @@
+"""The devices of an experiment's clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedloom.config.devices import AlikeDevices, Devices, FileDevices
+from fedloom.devices.files import read_devices
+from fedloom.devices.generate import generate
+from fedloom.devices.population import Population, alike
+from fedloom.errors import DataError
+from fedloom.vector.streams import stream
+
+__all__ = ["make_population"]
+
+
+def make_population(settings: Devices, sizes: NDArray[np.int64], *, seed: int, base: Path) -> Population:
+    """A device for each client, of which there are as many as `sizes`, `[N]`: the rows each holds.
+
+    Devices of a file are dealt out at random, each once, or as often as any other. Raises DataError for a file that cannot be read
+    or holds too few.
+    """
+    if isinstance(settings, AlikeDevices):
+        speeds = settings.model_dump(include={"ms_per_sample", "down_kbps", "up_kbps", "cost"})
+        return alike(len(sizes), **speeds)
+    if not isinstance(settings, FileDevices):
+        return generate(
+            len(sizes), seed=seed, sizes=sizes, correlation=settings.correlation, days=settings.days,
+            online=not settings.always_online, cost=settings.cost,
+        )  # fmt: skip
+    path = base / Path(settings.path).expanduser()
+    found = read_devices(path, settings.cost)
+    if len(found) < len(sizes) and not settings.reuse:
+        what = f"it holds {len(found)} devices, and there are {len(sizes)} clients"
+        raise DataError(what, where=str(path), fix="set devices.reuse: true to deal them out more than once")
+    order = stream(seed, "devices", "dealt").permutation(len(found))
+    return found.take(order[np.arange(len(sizes)) % len(found)])
