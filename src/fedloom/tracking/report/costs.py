@@ -10,6 +10,7 @@ from fedloom.tracking.report.drawing import COLOURS, INK, sheet, to_svg
 from fedloom.tracking.report.figures import HALF, WIDE, Line, few_ticks, label_ends, metric_ticks
 from fedloom.tracking.report.wording import (
     algorithm_label,
+    clock_unit,
     count,
     metric_label,
     number,
@@ -49,6 +50,8 @@ class Panel(NamedTuple):
     title: str
     write: Write
     lines: list[Line]
+    unit: float = 1.0
+    """The amount that ticks are multiples of."""
 
 
 _COSTS: tuple[tuple[str, tuple[str, ...], Write], ...] = (
@@ -123,7 +126,20 @@ def cost_panels(runs: Sequence[Subject], metric: str) -> list[Panel]:
         lines = [line for line in found if len(line.rounds) > 1 and line.rounds[-1] > 0]
         if lines:
             panels.append(Panel(title, write, lines))
+    found = [Line(s.label, s.colour, *_by_clock(s.run, metric), dashed=s.dashed) for s in runs]
+    timed = [line for line in found if len(line.rounds) > 1]
+    if timed:
+        unit, word = clock_unit(max(line.rounds[-1] for line in timed))
+        panels.insert(0, Panel(f"Virtual {word}", lambda v: f"{(v or 0.0) / unit:.3g}", timed, unit))
     return panels
+
+
+def _by_clock(run: RunFiles, metric: str) -> tuple[list[float], list[float]]:
+    """The virtual seconds at which the metric was judged, and its values."""
+    own = [
+        r for r in run.rounds if is_number(r.get(metric)) and (r["round"] == 0 or is_number(r.get("virtual_seconds")))
+    ]
+    return [float(r.get("virtual_seconds") or 0.0) for r in own], [float(r[metric]) for r in own]
 
 
 def cost_figure(run: RunFiles, name: str, *, wide: bool = True) -> str | None:
@@ -154,7 +170,7 @@ def draw_panels(panels: Sequence[Panel], metric: str, name: str, *, wide: bool =
         for panel, (x, y) in zip(panels, places, strict=True):
             box = (x / width, (whole - y - height) / whole, each / width, height / whole)
             drawn.append(figure.add_axes(box, sharey=drawn[0] if drawn else None))
-            _draw(drawn[-1], panel)
+            _draw(drawn[-1], panel, 4 if each > 200 else 2)
             drawn[-1].tick_params(labelleft=len(drawn) == 1 or not wide)
         drawn[0].yaxis.set_major_formatter(metric_ticks(metric, drawn[0].get_ylim()))
         for panel, axes in zip(panels, drawn, strict=True):  # the scale is known now
@@ -165,7 +181,7 @@ def draw_panels(panels: Sequence[Panel], metric: str, name: str, *, wide: bool =
         return to_svg(figure, f"{metric_label(metric)} by cost. {_said(panels, metric)}", name)
 
 
-def _draw(axes: Any, panel: Panel) -> None:
+def _draw(axes: Any, panel: Panel, ticks: int) -> None:
     """The curves of one panel."""
     for line in reversed(panel.lines):
         style = (0, (5, 2.5)) if line.dashed else "-"
@@ -175,7 +191,10 @@ def _draw(axes: Any, panel: Panel) -> None:
     axes.set_xlim(-0.02 * most, 1.02 * most)
     axes.margins(y=0.08)
     axes.set_title(panel.title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=9)
-    axes.xaxis.set_major_locator(few_ticks(4))
+    axes.xaxis.set_major_locator(few_ticks(ticks))
+    if panel.unit > 1:
+        whole = few_ticks(ticks).tick_values(0, most / panel.unit)
+        axes.set_xticks([panel.unit * tick for tick in whole if 0 <= tick <= 1.02 * most / panel.unit])
     axes.xaxis.set_major_formatter(lambda v, _: panel.write(v) if v else "0")
     axes.yaxis.set_major_locator(few_ticks())
 

@@ -9,6 +9,7 @@ from fedloom.files import write_atomic
 from fedloom.tracking.reading import Record, RunFiles
 from fedloom.tracking.report import summary, wording
 from fedloom.tracking.report.costs import cost_figure, cost_rows
+from fedloom.tracking.report.device_figure import device_tiles, timeline
 from fedloom.tracking.report.distribution import distributions
 from fedloom.tracking.report.drawing import CYCLE
 from fedloom.tracking.report.figures import (
@@ -96,6 +97,8 @@ def _content(run: RunFiles) -> dict[str, Any]:
         "better": "lower" if wording.lower_is_better(run.metric) else "higher",
         "histogram": histogram_figure(after, before, run.metric, "histogram") if many else None,
         "layers": layer_figure(run),
+        "device_tiles": device_tiles(run),
+        "timeline": timeline(run),
         "costs": cost_rows(run),
         "by_cost": cost_figure(run, "costs"),
         "by_cost_narrow": cost_figure(run, "costs-narrow", wide=False),

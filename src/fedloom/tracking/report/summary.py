@@ -174,6 +174,12 @@ def tiles(run: RunFiles) -> list[Tile]:
         p for p in (clean(run.manifest.get("device") or ""), plural(int(threads), "thread") if threads else "") if p
     )
     made.append(Tile("Time", duration(seconds), where))
+    clock = run.curve("virtual_seconds")[1]
+    if clock:
+        asked, arrived = total(run, "asked"), sum(selected)
+        made.append(
+            Tile("Virtual time", duration(clock[-1]), f"{arrived / asked:.0%} of those asked arrived" if asked else "")
+        )
     peak = run.curve("peak_memory_bytes")[1]
     made.append(Tile("Peak memory", size(max(peak)) if peak else MISSING, ""))
     return [tile for tile in made if tile.value != MISSING]
@@ -292,7 +298,7 @@ def client_results(run: RunFiles, metric: str | None = None) -> ClientResults:
                 setattr(result, moment, float(record[metric]))
             continue
         result.rounds += 1
-        result.dropped += record.get("status") == "dropped"
+        result.dropped += record.get("status") != "ok"
         if is_number(record.get("train_loss")):
             result.train_loss = float(record["train_loss"])
     alone = run.yardstick("local")

@@ -140,6 +140,14 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
 
 
+def clock_unit(most: float) -> tuple[float, str]:
+    """The seconds of the unit in which times up to this are drawn, and its name."""
+    for seconds, name in ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes")):
+        if most >= 3 * seconds:
+            return seconds, name
+    return 1.0, "seconds"
+
+
 def plural(n: int, noun: str) -> str:
     """ "1 client", "8 clients"."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

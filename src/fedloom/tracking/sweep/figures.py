@@ -1,4 +1,4 @@
-"""The pictures of a sweep: final values with their intervals, and curves by round, by bytes and by forward passes."""
+"""The pictures of a sweep: final values with their intervals, and curves by round, by bytes, by forward passes and by time."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from fedloom.tracking.report.drawing import CYCLE, INK, MUTED, sheet, spread_apart, to_svg
-from fedloom.tracking.report.wording import metric_label, number, short_count, shorten, size
+from fedloom.tracking.report.wording import clock_unit, metric_label, number, short_count, shorten, size
 from fedloom.tracking.sweep.summary import Point, SweepSummary, VariantResult
 
 __all__ = ["By", "curves_figure", "finals_figure", "shown_in_colour"]
 
 WIDE, HALF = 900.0, 440.0
-By = Literal["rounds", "bytes", "passes"]
+By = Literal["rounds", "bytes", "passes", "clock"]
 _AXES: dict[By, tuple[str, str]] = {
     "rounds": ("by round", "Round"),
     "bytes": ("by bytes sent", "Sent up and down, all clients"),
     "passes": ("by forward passes", "Forward passes over an example, all clients"),
+    "clock": ("by virtual time", "Virtual"),
 }
 _FAR = 20.0  # by passes: where the least and the most differ by more, the scale is logarithmic
 
@@ -128,7 +129,7 @@ def curves_figure(sweep: SweepSummary, name: str, *, by: By = "rounds", wide: bo
 
 
 def _spent(point: Point, by: By) -> float | None:
-    return {"rounds": float(point.round), "bytes": point.bytes, "passes": point.passes}[by]
+    return {"rounds": float(point.round), "bytes": point.bytes, "passes": point.passes, "clock": point.clock}[by]
 
 
 def _lines(sweep: SweepSummary, by: By) -> list[_Line]:
@@ -164,7 +165,8 @@ def _frame(axes: Any, sweep: SweepSummary, by: By, lines: Sequence[_Line], logar
 
     least, most = min(line.x[0] for line in lines), max(line.x[-1] for line in lines)
     axes.margins(y=0.06)
-    axes.set_xlabel(_AXES[by][1] + (", by powers of ten" if logarithmic else ""))
+    unit, word = clock_unit(most) if by == "clock" else (1.0, "")
+    axes.set_xlabel(f"{_AXES[by][1]} {word}".rstrip() + (", by powers of ten" if logarithmic else ""))
     if logarithmic:
         axes.set_xscale("log")
         room = (most / least) ** 0.02
@@ -174,7 +176,10 @@ def _frame(axes: Any, sweep: SweepSummary, by: By, lines: Sequence[_Line], logar
     else:
         axes.set_xlim(-0.02 * most, 1.02 * most)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=by == "rounds"))
-    if by != "rounds":
+    if by == "clock":
+        axes.set_xticks([unit * tick for tick in _few(7).tick_values(0, most / unit) if tick <= 1.02 * most / unit])
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / unit:g}")
+    elif by != "rounds":
         write = size if by == "bytes" else short_count
         axes.xaxis.set_major_formatter(lambda value, _: write(value) if value else "0")
     if sweep.goal and sweep.goal.metric == sweep.metric:

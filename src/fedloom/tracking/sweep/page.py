@@ -29,7 +29,7 @@ def columns(sweep: SweepSummary) -> list[str]:
     """The headings of the table, the variant's aside."""
     heads = [metric_label(sweep.metric), f"against {sweep.baseline}", "", "on clients' own rows", "worst 10%"]
     if sweep.goal:
-        heads += ["rounds to target", "bytes to target"]
+        heads += ["rounds to target", "bytes to target"] + ["time to target"] * _timed(sweep)
     return [*heads, "up a round", "down a round", "time a run"]
 
 
@@ -38,7 +38,7 @@ def cells(sweep: SweepSummary, v: VariantResult) -> list[str]:
     row = [_with_interval(v.final, sweep.metric), _difference(v.difference, sweep.metric), v.verdict]
     row += [_with_interval(v.own, sweep.metric), _with_interval(v.worst, sweep.metric)]
     if sweep.goal:
-        row += _goal(v.goal, len(v.finished))
+        row += _goal(v.goal, len(v.finished), timed=_timed(sweep))
     return [*row, size(v.up), size(v.down), duration(v.seconds)]
 
 
@@ -62,15 +62,21 @@ def _width(value: float, metric: str) -> str:
     return f"{100 * value:.1f}" if number(0.5, metric).endswith("%") else number(value)
 
 
-def _goal(goal: ToGoal | None, seeds: int) -> list[str]:
+def _timed(sweep: SweepSummary) -> bool:
+    """Whether some run has a virtual clock."""
+    return any(run.curve.clock for run in sweep.runs)
+
+
+def _goal(goal: ToGoal | None, seeds: int, timed: bool) -> list[str]:
     if goal is None or not seeds:
-        return [MISSING, MISSING]
+        return [MISSING, MISSING] + [MISSING] * timed
     if goal.rounds is None:
-        return ["not reached", MISSING]
+        return ["not reached", MISSING] + [MISSING] * timed
     some = f" ({goal.seeds} of {seeds})" if goal.seeds < seeds else ""
     most = "" if goal.exact else "≤ "
     rounds = f"{goal.rounds:.0f}" if goal.rounds == round(goal.rounds) else f"{goal.rounds:.1f}"
-    return [f"{most}{rounds}{some}", f"{most}{size(goal.bytes)}" if goal.bytes else "none"]
+    clock = [MISSING if goal.clock is None else f"{most}{duration(goal.clock)}"] * timed
+    return [f"{most}{rounds}{some}", f"{most}{size(goal.bytes)}" if goal.bytes else "none", *clock]
 
 
 def _content(sweep: SweepSummary) -> dict[str, Any]:
@@ -139,7 +145,7 @@ def _notes(sweep: SweepSummary) -> list[str]:
         goal = f"{metric_label(sweep.goal.metric).lower()} of {number(sweep.goal.value, sweep.goal.metric)}"
         notes.append(
             f"To target: until the {goal} was first seen, on average over the seeds that reached it; ≤ where not every round was "
-            f"judged."
+            f"judged." + (" Time is that of the virtual clock." if _timed(sweep) else "")
         )
     return notes
 
@@ -159,12 +165,13 @@ def _finals(sweep: SweepSummary) -> Figure | None:
 
 
 def _curves(sweep: SweepSummary, grey: int) -> list[Figure]:
-    """By round, by bytes and by forward passes."""
+    """By round, by bytes, by forward passes and by time."""
     figures = []
     headings: dict[By, tuple[str, str]] = {
         "rounds": ("by round", ""),
         "bytes": ("by bytes sent", " Variants that send nothing are left out."),
         "passes": ("by forward passes", " A step of backpropagation through the whole model counts three."),
+        "clock": ("by virtual time", " As long as the clients' devices take."),
     }
     band = "The band spans the seeds. " if len(sweep.seeds) > 1 else ""
     others = f"In grey: {plural(grey, 'other variant')}. " if grey else ""

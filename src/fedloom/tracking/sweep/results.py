@@ -27,13 +27,15 @@ class Goal(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A metric where it was judged: the rounds, the values, and until then the bytes sent both ways and the forward passes."""
+    """A metric where it was judged: rounds, values, and until then the bytes sent both ways, the forward passes, the time."""
 
     rounds: tuple[int, ...]
     values: tuple[float, ...]
     bytes: tuple[float, ...]
     passes: tuple[float, ...] = ()
     """Over an example, of all clients; empty where some round does not say."""
+    clock: tuple[float, ...] = ()
+    """Virtual seconds; empty where there is no virtual clock."""
 
 
 NOT_JUDGED = Curve((), (), ())
@@ -45,6 +47,7 @@ class Reached(NamedTuple):
     round: int
     bytes: float
     exact: bool
+    clock: float | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,9 @@ def _curve(run: RunFiles, metric: str) -> Curve:
     sent, passes = _until(run, "bytes_up", "bytes_down"), _until(run, "forward_equivalents")
     told = all(is_number(r.get("forward_equivalents")) for r in run.rounds if r["round"])
     until = tuple(passes[r] for r in rounds) if told else ()
-    return Curve(tuple(rounds), tuple(values), tuple(sent[r] for r in rounds), until)
+    clock = dict(zip(*run.curve("virtual_seconds"), strict=True)) | {0: 0.0}
+    times = tuple(clock[r] for r in rounds) if len(clock) > 1 and all(r in clock for r in rounds) else ()
+    return Curve(tuple(rounds), tuple(values), tuple(sent[r] for r in rounds), until, times)
 
 
 def _reached(run: RunFiles, goal: Goal) -> Reached | None:
@@ -169,5 +174,5 @@ def _reached(run: RunFiles, goal: Goal) -> Reached | None:
     for k, value in enumerate(curve.values):
         if sign * (value - goal.value) >= 0:
             exact = k == 0 or curve.rounds[k - 1] == curve.rounds[k] - 1
-            return Reached(curve.rounds[k], curve.bytes[k], exact)
+            return Reached(curve.rounds[k], curve.bytes[k], exact, curve.clock[k] if curve.clock else None)
     return None

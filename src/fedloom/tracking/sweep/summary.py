@@ -23,6 +23,8 @@ class ToGoal:
     rounds: float | None
     bytes: float | None
     exact: bool
+    clock: float | None = None
+    """Virtual seconds, where there is a virtual clock."""
 
 
 class Point(NamedTuple):
@@ -34,6 +36,7 @@ class Point(NamedTuple):
     high: float
     bytes: float
     passes: float | None
+    clock: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ class VariantResult:
             places = [curve.rounds.index(round_) for curve in curves]
             values, sent = zip(*((c.values[k], c.bytes[k]) for c, k in zip(curves, places, strict=True)), strict=True)
             passes = _mean([c.passes[k] for c, k in zip(curves, places, strict=True) if c.passes])
-            points.append(Point(round_, float(np.mean(values)), min(values), max(values), float(np.mean(sent)), passes))
+            clock = _mean([c.clock[k] for c, k in zip(curves, places, strict=True) if c.clock])
+            mean, bytes_ = float(np.mean(values)), float(np.mean(sent))
+            points.append(Point(round_, mean, min(values), max(values), bytes_, passes, clock))
         return points
 
 
@@ -218,7 +223,7 @@ def _verdict(difference: Estimate | None, sign: float) -> str:
 def _to_goal(runs: Sequence[RunResult]) -> ToGoal:
     reached = [run.reached for run in runs if run.reached]
     rounds, sent = _mean([r.round for r in reached]), _mean([r.bytes for r in reached])
-    return ToGoal(len(reached), rounds, sent, all(r.exact for r in reached))
+    return ToGoal(len(reached), rounds, sent, all(r.exact for r in reached), _mean([r.clock for r in reached]))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
