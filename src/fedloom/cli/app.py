@@ -23,6 +23,7 @@ VERBS = (
     ("sweep", "sweep"),
     ("export", "export"),
     ("data", "app"),
+    ("devices", "app"),
     ("federation", "app"),
     ("serve", "serve"),
     ("join", "join"),

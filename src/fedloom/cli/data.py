@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from fedloom.local.prepare import PreparedData
+    from fedloom.tracking.report.partition_figures import Picture
 
 __all__ = ["app"]
 
@@ -66,23 +67,41 @@ def inspect(
     picture: Annotated[
         Path | None, typer.Option(help="Also draw the partition, as .svg or .png.", metavar="FILE")
     ] = None,
+    devices: Annotated[
+        Path | None, typer.Option(help="Also draw the clients' devices, as .svg or .png.", metavar="FILE")
+    ] = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Show the rows, their lengths, the first example as it is tokenised, and who holds what. No weights are loaded.
+    """Show the rows, their lengths, the first example as it is tokenised, who holds what, and on what devices.
+
+    No weights are loaded.
 
     Example: fedloom data inspect examples/quickstart.yaml --picture partition.svg
     """
     from fedloom.cli.console import print_json
     from fedloom.cli.inspection import inspect_data, show
+    from fedloom.data.partition import describe
+    from fedloom.devices.make import make_population
     from fedloom.errors import UsageError
+    from fedloom.tracking.report.partition_figures import partition_figure
+    from fedloom.tracking.report.population_figure import population_figure
 
-    if picture is not None and picture.suffix not in (".svg", ".png"):
-        raise UsageError("a picture is an .svg or a .png", where=str(picture), fix="Name it partition.svg")
+    for file, name in ((picture, "partition.svg"), (devices, "devices.svg")):
+        if file is not None and file.suffix not in (".svg", ".png"):
+            raise UsageError("a picture is an .svg or a .png", where=str(file), fix=f"Name it {name}")
     data = _prepare(experiment, overrides)
-    facts = inspect_data(data)
+    settings, sizes = data.experiment.devices, data.train.sizes[data.seen]
+    if settings is None and devices is not None:
+        raise UsageError("this experiment has no devices", where="--devices", fix="Set devices: generated in it")
+    population = (
+        settings and make_population(settings, sizes, seed=data.experiment.seed, base=data.experiment.base)
+    ) or None
+    facts = inspect_data(data, population)
     print_json(facts) if as_json else show(facts)
     if picture is not None:
-        _draw(data, picture, quiet=as_json)
+        _draw(partition_figure(describe(data.train, *data.strata)), picture, quiet=as_json)
+    if devices is not None and population is not None:
+        _draw(population_figure(population), devices, quiet=as_json)
 
 
 @app.command()
@@ -177,13 +196,10 @@ def _prepare(file: Path, overrides: list[str] | None) -> PreparedData:
     return prepare_data(loaded)
 
 
-def _draw(data: PreparedData, path: Path, *, quiet: bool) -> None:
-    from fedloom.data.partition import describe
+def _draw(drawn: Picture | None, path: Path, *, quiet: bool) -> None:
     from fedloom.errors import UsageError
     from fedloom.tracking.report.drawing import write_picture
-    from fedloom.tracking.report.partition_figures import partition_figure
 
-    drawn = partition_figure(describe(data.train, *data.strata))
     assert drawn is not None  # there is no partition without clients
     try:
         write_picture(drawn.figure, path)

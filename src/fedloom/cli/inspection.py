@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 
 from fedloom.data.partition import describe
+from fedloom.devices.describe import describe as describe_devices
+from fedloom.devices.population import Population
 from fedloom.local.prepare import PreparedData, strata_column
 
-__all__ = ["inspect_data", "show"]
+__all__ = ["device_lines", "inspect_data", "show"]
 
 _MOST = 20
 _QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
 
 
-def inspect_data(data: PreparedData) -> dict[str, Any]:
-    """The facts of an experiment's data; of clients and labels, those with the most rows."""
+def inspect_data(data: PreparedData, population: Population | None = None) -> dict[str, Any]:
+    """The facts of an experiment's data, and of its devices; of clients and labels, those with the most rows."""
     lengths, sizes = data.table.lengths, data.train.sizes
     experiment = data.experiment
     return {
@@ -39,7 +41,18 @@ def inspect_data(data: PreparedData) -> dict[str, Any]:
             "by": strata_column(experiment),
             "table": _crosstab(data),
         },
+        "devices": None if population is None else describe_devices(population),
     }
+
+
+def device_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Devices in a few lines."""
+    lines = [
+        (label, ", ".join(f"{name} {float(f'{value:.3g}'):,.6g}" for name, value in facts[key].items()))
+        for key, label in (("ms_per_sample", "ms a sample"), ("down_kbps", "kbit/s down"), ("up_kbps", "kbit/s up"))
+    ]
+    share = ", ".join(f"{name} {value:.0%}" for name, value in facts["online_share"].items())
+    return [*lines, ("time online", f"{share}; {facts['never_online']:,} never")]
 
 
 def _example(data: PreparedData) -> dict[str, Any]:
@@ -109,9 +122,10 @@ def show(facts: dict[str, Any]) -> None:
         ("held out", f"{facts['held_out']:,} rows"),
         ("partition", f"{partition['kind']}, {partition['clients']:,} clients"),
         ("rows each", f"{rows['min']:,} to {rows['max']:,}, median {rows['median']:g}{own}"),
+        *(device_lines(facts["devices"]) if facts["devices"] else ()),
     ]
     for name, text in lines:
-        console.print(f"{name:<11}{escape(text)}")
+        console.print(f"{name:<13}{escape(text)}")
     if facts["first_example"]:
         _show_example(console, facts["first_example"])
     _show_table(console, partition)

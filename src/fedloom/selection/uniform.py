@@ -17,7 +17,7 @@ from fedloom.vector.streams import stream
 
 __all__ = ["Uniform", "uniform"]
 
-_DRAWS = 6  # after which so few are online that it is cheaper to look at all
+_FEW = 8  # to draw more than this part of all costs more than to look at all
 
 
 class Uniform(Selector):
@@ -33,17 +33,25 @@ class Uniform(Selector):
         """See `Selector.select`."""
         drawn = uniform(len(pool), count, seed=pool.seed, round=pool.round)
         found = drawn[pool.are_online(drawn)]
-        for draw in range(1, _DRAWS):
-            missing = count - len(found)
-            if not missing or len(drawn) == len(pool):
-                return found
-            more = pool.random(draw).choice(len(pool), size=min(8 * missing, len(pool)), replace=False)
+        draw = 0
+        while len(found) < count and len(drawn) < len(pool):
+            draw += 1
+            missing, share = count - len(found), max(len(found), 1) / len(drawn)
+            size = int(1.2 * missing / share) + 8
+            if len(drawn) + size > len(pool) // _FEW:
+                return self._among_all(pool, found, missing, draw)
+            more = pool.random(draw).choice(len(pool), size=size, replace=False)
             more = more[~np.isin(more, drawn)]
             found = np.concatenate([found, more[pool.are_online(more)][:missing]])
             drawn = np.concatenate([drawn, more])
-        others = np.setdiff1d(pool.candidates, found)
-        missing = min(count - len(found), len(others))
-        return np.concatenate([found, pool.random(_DRAWS).choice(others, size=missing, replace=False)])
+        return found
+
+    def _among_all(self, pool: Pool, found: Clients, missing: int, draw: int) -> Clients:
+        """The missing ones, from a list of all who are online."""
+        left = pool.online.copy()
+        left[found] = False
+        others = np.flatnonzero(left)
+        return np.concatenate([found, pool.random(draw).choice(others, size=min(missing, len(others)), replace=False)])
 
 
 def uniform(population: int, cohort: int | None, *, seed: int, round: int, draw: int = 0) -> NDArray[np.int64]:
