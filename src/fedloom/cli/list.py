@@ -14,7 +14,8 @@ def list_(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="What to list; all kinds are named without it.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List what there is: algorithms, tasks, models, datasets, partitions, templates, optimizers, schedules, engines.
+    """List what there is: algorithms, tasks, models, datasets, partitions, templates, optimizers, schedules,
+    engines, selectors, devices.
 
     Example: fedloom list algorithms
     """
@@ -94,6 +95,12 @@ def _datasets() -> list[dict[str, Any]]:
     return [*_samples("dataset"), *catalogue()]
 
 
+def _selectors() -> list[dict[str, Any]]:
+    from fedloom.selection import catalogue
+
+    return catalogue()
+
+
 def _kinds(key: str) -> list[dict[str, Any]]:
     """The kinds of a section."""
     from fedloom.config.keys import options, sections
@@ -126,4 +133,6 @@ KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "optimizers": lambda: _words("local.optimizer"),
     "schedules": lambda: _words("local.schedule.kind"),
     "engines": lambda: _kinds("engine"),
+    "selectors": _selectors,
+    "devices": lambda: _kinds("devices"),
 }

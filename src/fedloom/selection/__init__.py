@@ -10,7 +10,7 @@ from fedloom.config.reference import is_reference, load_attribute
 from fedloom.errors import UsageError, nearest
 from fedloom.selection.base import Selector
 
-__all__ = ["SELECTORS", "Selector", "build", "resolve"]
+__all__ = ["SELECTORS", "Selector", "build", "catalogue", "resolve"]
 
 SELECTORS: Mapping[str, str] = {
     name: f"fedloom.selection.{place}"
@@ -40,3 +40,19 @@ def resolve(name: str, base: Path) -> type[Selector]:
 def build(spec: Mapping[str, Any], base: Path) -> Selector:
     """The selector of an experiment: `{name: ..., options}`."""
     return resolve(spec["name"], base)(**{key: value for key, value in spec.items() if key != "name"})
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """What the files say of the selectors in the tree, in the index's order."""
+    found = [(name, resolve(name, Path())) for name in SELECTORS]
+    return [
+        {
+            "name": name,
+            "title": own.title,
+            "paper": own.paper,
+            "equation": own.equation,
+            "needs": "devices" if own.needs_devices else "",
+            "options": list(own.model_fields),
+        }
+        for name, own in found
+    ]

@@ -50,9 +50,13 @@ def population_figure(population: Population, name: str = "devices") -> Picture:
 def _logarithmic(axes: Any, title: str, values: list[NDArray[np.float32]], colours: list[str]) -> None:
     low, high = min(v.min() for v in values), max(v.max() for v in values)
     bins = np.geomspace(low * 0.99, high * 1.01, _BINS)
-    for own, colour in zip(values, colours, strict=True):
-        axes.hist(own, bins=bins, color=colour, alpha=0.75 if len(values) > 1 else 1.0)
+    for k, (own, colour) in enumerate(zip(values, colours, strict=True)):
+        axes.hist(own, bins=bins, color=colour, **({"histtype": "step", "linewidth": 2.2} if k else {}))
     axes.set_xscale("log")
+    every = [k * 10.0**power for power in range(-3, 10) for k in (1, 3)]
+    shown = [tick for tick in every if low <= tick <= high]
+    shown = shown if len(shown) < 5 else shown[shown[0] != 10 ** round(np.log10(shown[0])) :: 2]
+    axes.set_xticks(shown, [f"{tick:,g}" for tick in shown])
     _title(axes, title)
 
 
