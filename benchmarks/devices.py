@@ -20,8 +20,9 @@ from fedloom.config.devices import OvercommitWait
 from fedloom.devices.generate import generate
 from fedloom.devices.population import Population, Work
 from fedloom.selection import build
-from fedloom.selection.base import Feedback, Pool, Selector
+from fedloom.selection.base import Selector
 from fedloom.selection.cohort import Cohort
+from fedloom.selection.pool import Feedback, Pool
 from fedloom.selection.synchronous import Synchronous
 
 SELECTORS = (

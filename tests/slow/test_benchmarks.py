@@ -21,6 +21,13 @@ PRINTED = {
         r"4 clients, +\d+ rounds: +[\d.]+ MB above what was loaded, ratio 1\.00",
         r"16 clients, +\d+ rounds: +[\d.]+ MB above what was loaded, ratio \d",
     ],
+    "devices": [
+        r"memory of the population: \d+ MB, \d+ bytes a device",
+        rf"one selection over argpartition, uniform +{RATIO}",
+        rf"one selection over argpartition, oort +{RATIO}",
+        r"30 rounds of 20 with oort: [\d.]+ virtual days",
+        r"a round over one of a tenth of the devices: [\d.]+",
+    ],
     "loop": [rf"differences and sums in NumPy {RATIO}", rf"sums alone in NumPy {RATIO}"],
     "aggregation": [
         rf"^  fedavg +1\.00 vectors a client +{RATIO} x plain +{RATIO} x numpy$",

@@ -1,5 +1,6 @@
 """Documentation is true: its experiment files validate, its methods train, its commands run."""
 
+import json
 import re
 import shlex
 from configparser import ConfigParser
@@ -24,6 +25,11 @@ LIGHT = ("validate", "explain", "list", "doctor")
 def blocks(file, language):
     fences = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / file).read_text(), re.S | re.M)
     return [text for kind, text in fences if kind == language]
+
+
+def records(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["round"]]
 
 
 def commands(file):
@@ -54,6 +60,27 @@ def test_heavy_commands_of_the_readme_run(command, monkeypatch, tmp_path):
 def test_experiments_in_the_documents_are_valid(text, tmp_path):
     (tmp_path / "x.yaml").write_text(text)
     assert api.load(tmp_path / "x.yaml").federation.rounds > 0
+
+
+def test_the_devices_of_the_guide_are_an_experiments(tmp_path):
+    """Its YAML in place of an example's own, and its selector, train."""
+    parts = YAML(typ="safe").load(blocks("docs/devices.md", "yaml")[0])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.py").write_text(blocks("docs/devices.md", "python")[0])
+    parts["federation"] |= {"rounds": 2, "clients_per_round": 2, "selection": "mine:Fastest"}
+    run = api.run(experiment(tmp_path / "mine", LANGUAGE, **parts), tmp_path / "runs")
+    assert run.finished and [r["asked"] for r in records(run.path)] == [3, 3]
+
+
+def test_the_commands_of_the_guide_to_devices_run(tmp_path, monkeypatch):
+    lines = [line for block in blocks("docs/devices.md", "") for line in block.splitlines()]
+    assert len(lines) == 2
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    first = CliRunner().invoke(app, shlex.split(lines[0])[1:])
+    assert first.exit_code == 0 and (tmp_path / "phones.parquet").exists(), first.output
+    whole = CliRunner().invoke(app, [*shlex.split(lines[1])[1:4], "--help"])
+    assert whole.exit_code == 0 and "--devices" in lines[1] and "--devices" in whole.output
 
 
 EXAMPLES = sorted(

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedloom.engines.group import ClientReport
-from fedloom.selection.base import Feedback
 from fedloom.selection.clock import ARRIVED, FATES, LATE, OFFLINE
 from fedloom.selection.cohort import Cohort
+from fedloom.selection.pool import Feedback
 
 __all__ = ["account", "client_records", "feedback"]
 

@@ -27,10 +27,9 @@ from fedloom.config.federation import ConstantArrivals, LognormalArrivals
 from fedloom.devices.availability import Clients
 from fedloom.devices.population import Population, Work
 from fedloom.errors import RunError, UsageError
-from fedloom.selection.base import Feedback, State
 from fedloom.selection.clock import ARRIVED, FATES, OFFLINE, Attempts, attempts
 from fedloom.selection.cohort import Cohort
-from fedloom.selection.uniform import uniform
+from fedloom.selection.pool import Feedback, State, uniform
 from fedloom.vector.streams import stream
 
 __all__ = ["AlwaysThere", "ArrivalModel", "Arrivals", "Constant", "Lognormal", "OnDevices"]

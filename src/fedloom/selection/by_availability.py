@@ -14,7 +14,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from fedloom.devices.availability import Clients
-from fedloom.selection.base import Pool, Selector, State, weighted
+from fedloom.selection.base import Selector
+from fedloom.selection.pool import Pool, State, weighted
 
 __all__ = ["ByAvailability"]
 

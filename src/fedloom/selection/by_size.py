@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from fedloom.devices.availability import Clients
-from fedloom.selection.base import Pool, Selector, State, weighted
+from fedloom.selection.base import Selector
+from fedloom.selection.pool import Pool, State, weighted
 
 __all__ = ["BySize"]
 

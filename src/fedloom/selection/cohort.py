@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fedloom.devices.population import Work
-from fedloom.selection.base import Feedback, State
 from fedloom.selection.clock import Attempts
+from fedloom.selection.pool import Feedback, State
 
 __all__ = ["Cohort", "Schedule"]
 

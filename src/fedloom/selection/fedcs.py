@@ -18,7 +18,8 @@ import numpy as np
 from pydantic import Field
 
 from fedloom.devices.availability import Clients
-from fedloom.selection.base import Pool, Selector, State
+from fedloom.selection.base import Selector
+from fedloom.selection.pool import Pool, State
 
 __all__ = ["FedCS"]
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedloom.devices.availability import Clients
-from fedloom.selection.base import Feedback, Pool, Selector, State, weighted
+from fedloom.selection.base import Selector
+from fedloom.selection.pool import Feedback, Pool, State, weighted
 
 __all__ = ["PowerOfChoice"]
 

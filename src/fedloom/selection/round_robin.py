@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedloom.devices.availability import Clients
-from fedloom.selection.base import Feedback, Pool, Selector, State
+from fedloom.selection.base import Selector
+from fedloom.selection.pool import Feedback, Pool, State
 
 __all__ = ["RoundRobin"]
 

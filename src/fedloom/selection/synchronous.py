@@ -11,9 +11,10 @@ from fedloom.config.devices import AllWait, Wait
 from fedloom.devices.availability import Clients
 from fedloom.devices.population import Population, Work
 from fedloom.errors import RunError
-from fedloom.selection.base import Feedback, Pool, Selector, State
+from fedloom.selection.base import Selector
 from fedloom.selection.clock import asked, play
 from fedloom.selection.cohort import Cohort
+from fedloom.selection.pool import Feedback, Pool, State
 
 __all__ = ["Synchronous"]
 

@@ -6,16 +6,15 @@ online, and nobody else needs to be looked at.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
+from fedloom.selection.base import Selector
 
-from fedloom.devices.availability import Clients
-from fedloom.selection.base import Pool, Selector, State
-from fedloom.vector.streams import stream
+if TYPE_CHECKING:
+    from fedloom.devices.availability import Clients
+    from fedloom.selection.pool import Pool, State
 
-__all__ = ["Uniform", "uniform"]
+__all__ = ["Uniform"]
 
 _FEW = 8  # to draw more than this part of all costs more than to look at all
 
@@ -31,6 +30,10 @@ class Uniform(Selector):
 
     def select(self, pool: Pool, count: int, state: State) -> Clients:
         """See `Selector.select`."""
+        import numpy as np  # not before: a file that is only checked needs no arrays
+
+        from fedloom.selection.pool import uniform
+
         drawn = uniform(len(pool), count, seed=pool.seed, round=pool.round)
         found = drawn[pool.are_online(drawn)]
         draw = 0
@@ -48,19 +51,9 @@ class Uniform(Selector):
 
     def _among_all(self, pool: Pool, found: Clients, missing: int, draw: int) -> Clients:
         """The missing ones, from a list of all who are online."""
+        import numpy as np
+
         left = pool.online.copy()
         left[found] = False
         others = np.flatnonzero(left)
         return np.concatenate([found, pool.random(draw).choice(others, size=min(missing, len(others)), replace=False)])
-
-
-def uniform(population: int, cohort: int | None, *, seed: int, round: int, draw: int = 0) -> NDArray[np.int64]:
-    """The numbers of the clients of a round, ascending; all of them when no cohort size is given.
-
-    draw: counts further draws within a round, each from a stream of its own.
-    """
-    if cohort is None or cohort >= population:
-        return np.arange(population)
-    key = (round, draw) if draw else (round,)
-    chosen = stream(seed, "selection", *key).choice(population, size=cohort, replace=False, shuffle=False)
-    return np.sort(chosen)

@@ -137,7 +137,7 @@ def test_rounds_and_bytes_to_the_target_are_read_off_the_records(tmp_path):
     run = read_run(path, "a", 0, METRIC, goal, "finished")
     first = next(r for r in records if r[METRIC] >= 0.5)["round"]
     sent = sum(r.get("bytes_up", 0) + r.get("bytes_down", 0) for r in records if r["round"] <= first)
-    assert run.reached == (first, sent, True) and 0 < first < 6
+    assert run.reached == (first, sent, True, None) and 0 < first < 6
     assert run.up == statistics.fmean(r["bytes_up"] for r in records[1:])
     sweep = summarise("s", METRIC, goal, {"a": ""}, [run])
     assert str(first) in cells(sweep, sweep.variants[0])

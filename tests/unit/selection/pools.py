@@ -4,7 +4,7 @@ import numpy as np
 
 from fedloom.devices.availability import of_intervals
 from fedloom.devices.population import Population, Work
-from fedloom.selection.base import Feedback, Pool
+from fedloom.selection.pool import Feedback, Pool
 
 WORK = Work(100.0, 1.0, 100.0)
 

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from fedloom.config.schema import ConstantArrivals, Federation, LognormalArrivals
 from fedloom.errors import UsageError
 from fedloom.selection.arrivals import AlwaysThere, Arrivals, Lognormal
+from fedloom.selection.pool import uniform
 from fedloom.selection.schedule import make_schedule
 from fedloom.selection.synchronous import Synchronous
-from fedloom.selection.uniform import Uniform, uniform
+from fedloom.selection.uniform import Uniform
 
 
 class Given(AlwaysThere):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pools import WORK, population, told
 
-from fedloom.selection.base import Feedback, Pool
 from fedloom.selection.oort import Oort
+from fedloom.selection.pool import Feedback, Pool
 
 
 def pool(seconds, round=1, seed=0):

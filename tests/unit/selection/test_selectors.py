@@ -10,14 +10,14 @@ from fedloom import selection
 from fedloom.devices.availability import of_intervals
 from fedloom.devices.population import Population, alike
 from fedloom.errors import UsageError
-from fedloom.selection.base import Pool
 from fedloom.selection.by_availability import ByAvailability
 from fedloom.selection.by_size import BySize
 from fedloom.selection.fedcs import FedCS
+from fedloom.selection.pool import Pool, uniform
 from fedloom.selection.power_of_choice import PowerOfChoice
 from fedloom.selection.refl import REFL
 from fedloom.selection.round_robin import RoundRobin
-from fedloom.selection.uniform import Uniform, uniform
+from fedloom.selection.uniform import Uniform
 
 
 def counts(selector, make, rounds, count):

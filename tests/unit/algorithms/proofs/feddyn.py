@@ -3,7 +3,7 @@
 import torch
 import toy
 
-from fedloom.selection.uniform import uniform
+from fedloom.selection.pool import uniform
 
 SPEC = {"name": "feddyn", "alpha": 0.1}
 

@@ -9,7 +9,7 @@ from zeroth import close, drawn, on_maps
 
 from fedloom.algorithms.base import Round
 from fedloom.local.train import Trainer
-from fedloom.selection.uniform import uniform
+from fedloom.selection.pool import uniform
 from fedloom.vector.directions import DirectionStream, draw
 from fedloom.vector.pacing import scalar_variance
 
