@@ -140,7 +140,7 @@ class Federation:
         """Ask the cohort, version by version and group by group, and collect what it sends."""
         found = Collected(self.algorithm.combine(self.layout))
         for version, clients in cohort.started.items():
-            work, size = self._assign(version, cohort.staleness(version), again)
+            work, size = self._assign(version, cohort, again)
             for part, theirs in self.layers.parts(work, clients):
                 groups = make_groups(self.prepared, theirs, self.engine.sizing.group_size)
                 for result in self.engine.run(part, groups):
@@ -185,7 +185,7 @@ class Federation:
         self._record({"round": 0} | self.evaluations.judge(self.progress), [])
         return self.progress
 
-    def _assign(self, version: int, staleness: int, again: int) -> tuple[Assignment, int]:
+    def _assign(self, version: int, cohort: Cohort, again: int) -> tuple[Assignment, int]:
         """What the clients are asked that start from a version of the server's vector, and the bytes of sending one that.
 
         All that a client does is keyed by the round in which it is asked, whichever its update joins: it starts from a version
@@ -194,8 +194,10 @@ class Federation:
         federation, asked = self.experiment.federation, version + 1
         lr_factor = factor(federation.schedule, version, federation.rounds)
         received, size = broadcast(self.prepared, self._sent(version), asked)
-        w, discount = received.pop("w"), self.algorithm.discount(staleness)
-        return Assignment(asked, w, lr_factor, received, discount, staleness, asked + again), size
+        staleness, w = cohort.staleness(version), received.pop("w")
+        discount = self.algorithm.discount(staleness)
+        work = Assignment(asked, w, lr_factor, received, discount, staleness, asked + again, stretch=cohort.stretch)
+        return work, size
 
     def _sent(self, version: int) -> dict[str, Tensor]:
         """What goes to the clients that start from a version: the vector `w`, and what the algorithm sends beside it."""

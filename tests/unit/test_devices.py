@@ -111,6 +111,7 @@ def test_nothing_is_trained_in_vain(tmp_path, monkeypatch):
 SELECTIONS = {
     "oort": OORT,
     "refl": {"name": "refl"},
+    "pyramidfl": {"name": "pyramidfl"},
     "round_robin": {"name": "round_robin"},
     "power_of_choice": {"name": "power_of_choice", "candidates": 6},
     "uniform": {"name": "uniform"},
@@ -181,6 +182,19 @@ def test_nobody_can_finish(tmp_path):
     made = prepared(wait={"kind": "deadline", "seconds": 0.001})
     with pytest.raises(RunError, match="in 10 rounds in a row, the last of them round 10, no client could finish"):
         toy.federate(made, tmp_path, 20)
+
+
+def test_fast_clients_take_more_steps(tmp_path):
+    """With PyramidFL those that would be done early train for longer, on the clock and in fact, and end no later than T."""
+    made = prepared(devices=PHONES | {"always_online": True}, selection={"name": "pyramidfl", "preferred": 100.0})
+    federation = toy.federate(made, tmp_path, 6)
+    own = [c for c in clients(federation) if c["status"] == "ok"]
+    assert {c["steps"] // 3 for c in own} > {1} and all(c["steps"] % 3 == 0 for c in own)
+    assert all(c["samples"] == 4 * c["steps"] for c in own)
+    population = make_population(made.experiment.devices, made.train.sizes, seed=0, base=made.experiment.base)
+    for record in own:
+        speed = 200 * population.ms_per_sample[int(record["client"][1:])] / 1000
+        assert record["virtual_seconds"] == pytest.approx(speed * 3 * record["samples"], rel=0.05)
 
 
 def test_an_empty_round_leaves_the_model_alone(tmp_path):

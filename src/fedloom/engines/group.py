@@ -56,6 +56,8 @@ class Assignment:
     """The entries, `[n]`, of the layers that train; None for all."""
     divided: bool = False
     """Whether other clients of the round train other layers, so that an entry's mean is over those who sent it."""
+    stretch: Mapping[int, int] = field(default_factory=dict)
+    """The clients that take more steps than usual, and how many times as many."""
     scored: tuple[Score, Sequence[int]] | None = None
     """The score, and the numbers of the layers, that the clients send one number each of; None for no scores."""
 
@@ -170,7 +172,7 @@ def train_group(
     group, order = open_group(
         prepared, store, trainer, clients, work.w, work.server,
         round=work.round, before=work.round, lr_factor=work.lr_factor, batches=work.batches,
-        layers=work.layers,
+        layers=work.layers, stretch=work.stretch,
     )  # fmt: skip
     scores = {} if work.scored is None else {SCORES: client_scores(trainer, group, *work.scored)}
     trained = algorithm.train(group, algorithm.gradient)

@@ -37,15 +37,24 @@ def _chunk(rows: int, local: Local) -> int:
 
 
 def plan_steps(
-    rows: Rows, lengths: np.ndarray, local: Local, *, seed: int, round: int, client: str, scale: int = 1
+    rows: Rows,
+    lengths: np.ndarray,
+    local: Local,
+    *,
+    seed: int,
+    round: int,
+    client: str,
+    scale: int = 1,
+    stretch: int = 1,
 ) -> list[list[Rows]]:
     """For each step, its micro-batches: passes over the rows in random order, rows of like length together.
 
     Drawn from the stream (seed, "batches", round, client). A step holds up to batch_size x accumulate rows, each once. With
-    `steps`, passes go on until there are enough, and the rows left over at the end of a pass wait for the next.
+    `steps`, passes go on until there are enough, and the rows left over at the end of a pass wait for the next. There are `stretch`
+    times as many steps as usually.
     """
     generator = stream(seed, "batches", round, client)
-    wanted, chunk = steps_of(len(rows), local, scale), _chunk(len(rows), local)
+    wanted, chunk = stretch * steps_of(len(rows), local, scale), _chunk(len(rows), local)
     steps: list[list[Rows]] = []
     while len(steps) < wanted:
         order = generator.permutation(rows)

@@ -37,13 +37,17 @@ def open_group(
     lr_factor: float = 1.0,
     layers: Tensor | None = None,
     batches: int | None = None,
+    stretch: Mapping[int, int] | None = None,
 ) -> tuple[Group, list[int]]:
     """The group of these clients in a round, with their state as it was before round `before`; and the clients in its order.
 
-    batches: the round whose batches they take, if another.
+    batches: the round whose batches they take, if another; stretch: how many times their usual steps clients take, if not once.
     """
     algorithm, layout, device = prepared.algorithm, prepared.binding.layout, prepared.binding.device
-    planned = {k: trainer.member(prepared.train, k, batches or round, prepared.step_scale) for k in clients}
+    more = stretch or {}
+    planned = {
+        k: trainer.member(prepared.train, k, batches or round, prepared.step_scale, more.get(k, 1)) for k in clients
+    }
     order = sorted(clients, key=lambda k: -len(planned[k].steps))  # stable: those alike stay in the order given
     private = algorithm.private(layout)
     fresh = algorithm.client_state(w, layout)

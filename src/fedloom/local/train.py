@@ -93,11 +93,13 @@ class Trainer:
             self._said.add(text)
             self.notes.append(text)
 
-    def member(self, partition: Partition, client: int, round: int, scale: int = 1) -> Member:
+    def member(self, partition: Partition, client: int, round: int, scale: int = 1, stretch: int = 1) -> Member:
         """A client as a member of a group, its steps planned."""
         name = partition.clients[client]
         rows, lengths = partition.rows(client), self.table.lengths
-        steps = plan_steps(rows, lengths, self.local, seed=self.seed, round=round, client=name, scale=scale)
+        steps = plan_steps(
+            rows, lengths, self.local, seed=self.seed, round=round, client=name, scale=scale, stretch=stretch
+        )
         return Member(name, steps, rows)
 
     def fresh_memory(self, rows: Tensor) -> State:

@@ -20,6 +20,7 @@ SELECTORS: Mapping[str, str] = {
         "availability": "by_availability:ByAvailability",
         "round_robin": "round_robin:RoundRobin",
         "oort": "oort:Oort",
+        "pyramidfl": "pyramidfl:PyramidFL",
         "refl": "refl:REFL",
         "power_of_choice": "power_of_choice:PowerOfChoice",
         "fedcs": "fedcs:FedCS",

@@ -198,7 +198,7 @@ class Arrivals:
         versions = sorted({flight.version for flight in arrived})
         started = {v: sorted(self._clients[f.client] for f in arrived if f.version == v) for v in versions}
         needed = frozenset(flight.version for flight in self._flying)
-        return Cohort(number, started, needed, self._now, self._attempts(arrived, lost))
+        return Cohort(number, started, needed, self._now, attempts=self._attempts(arrived, lost))
 
     def _refill(self, version: int, draw: int) -> None:
         """Send the version to as many free clients as are missing; where nobody is under way, when the first is there."""

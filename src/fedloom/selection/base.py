@@ -42,5 +42,9 @@ class Selector(BaseModel):
         """So many clients of those online, or all of these where they are fewer; may write into the state."""
         raise NotImplementedError
 
+    def stretch(self, pool: Pool, chosen: Clients, state: State) -> NDArray[np.int64] | None:
+        """`[m]`: how many times their usual local steps these clients take; None for once."""
+        return None
+
     def learn(self, state: State, told: Feedback, round: int) -> None:
         """Take down, in the state, what came of a round."""

@@ -6,7 +6,7 @@ Version t is the server's vector after t rounds; version 0 is the model before a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedloom.devices.population import Work
@@ -27,6 +27,8 @@ class Cohort:
     """The older versions that a later round's clients have started from already."""
     seconds: float | None = None
     """When the round ends on the virtual clock, if there is one."""
+    stretch: Mapping[int, int] = field(default_factory=dict)
+    """The clients that the selector has take more steps than usual, and how many times as many."""
     attempts: Attempts | None = None
     """Where devices are known: what became of all that were asked and are not under way any more."""
 

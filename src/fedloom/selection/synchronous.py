@@ -61,6 +61,11 @@ class Synchronous:
         if self.population is None:
             return Cohort(number, {number - 1: self.clients[self._last].tolist()})
         assert work is not None and self.wanted is not None
+        stretch = self.selector.stretch(pool, self._last, self._known)
+        if stretch is not None:
+            passes = np.broadcast_to(work.passes, len(self.clients)).copy()
+            passes[self._last] *= stretch
+            work = work._replace(passes=passes)
         self.now, attempts = play(self.population, self._last, work, pool.now, self.wait, self.wanted)
         arrived = self.clients[self._last[attempts.arrived]].tolist()
         self._empty = 0 if arrived else self._empty + 1
@@ -71,7 +76,9 @@ class Synchronous:
             fix = "wait longer (`federation.wait`), ask for less (`local.steps`), or select among the fast (`federation.selection`)"
             raise RunError(what, why=why, fix=fix)
         named = replace(attempts, clients=self.clients[attempts.clients])
-        return Cohort(number, {number - 1: arrived} if arrived else {}, seconds=self.now, attempts=named)
+        times = {} if stretch is None else dict(zip(self.clients[self._last].tolist(), stretch.tolist(), strict=True))
+        started = {number - 1: arrived} if arrived else {}
+        return Cohort(number, started, seconds=self.now, stretch=times, attempts=named)
 
     def told(self, number: int, feedback: Feedback) -> None:
         """See `Schedule.told`."""

@@ -15,6 +15,7 @@ from fedloom.selection.by_size import BySize
 from fedloom.selection.fedcs import FedCS
 from fedloom.selection.pool import Pool, uniform
 from fedloom.selection.power_of_choice import PowerOfChoice
+from fedloom.selection.pyramidfl import PyramidFL
 from fedloom.selection.refl import REFL
 from fedloom.selection.round_robin import RoundRobin
 from fedloom.selection.uniform import Uniform
@@ -134,6 +135,18 @@ def test_fedcs_by_hand():
     assert FedCS(deadline=6.9, share=1.0).select(Pool(1, 0, np.ones(4), 0.0, of, WORK), 4, {}).tolist() == [0, 1]
     assert FedCS(deadline=9.0, share=1.0).select(Pool(1, 0, np.ones(4), 0.0, of, WORK), 2, {}).tolist() == [0, 1]
     assert FedCS(deadline=2.9, share=1.0).select(Pool(1, 0, np.ones(4), 0.0, of, WORK), 4, {}).tolist() == []
+
+
+def test_pyramidfl_by_hand():
+    """T is the longest that is known of, 100 s. 10 s leave room for 9 more times, 30 s for 2, 60 s for none; with beta 2 for 18, of
+    which 9 are allowed, 4 and 1.
+    """
+    of = pool(4, seconds=[10, 30, 60, 100])
+    state = PyramidFL(preferred=100.0).begin(np.ones(4))
+    PyramidFL().learn(state, told(np.arange(4)), 1)
+    assert PyramidFL().stretch(of, np.arange(4), state).tolist() == [10, 3, 1, 1]
+    assert PyramidFL(beta=2.0).stretch(of, np.arange(4), state).tolist() == [10, 5, 2, 1]
+    assert PyramidFL(beta=0.0).stretch(of, np.arange(4), state).tolist() == [1, 1, 1, 1]
 
 
 def test_refl_prefers_those_that_will_be_gone():
