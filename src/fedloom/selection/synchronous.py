@@ -91,7 +91,9 @@ class Synchronous:
         return own | {"last": self._last, "clock": np.array([self.now, self._empty], dtype=np.float64)}
 
     def restore(self, state: State) -> None:
-        """See `Schedule.restore`."""
+        """See `Schedule.restore`; a checkpoint from before there were schedules to keep has no state."""
+        if not state:
+            return
         self._known = {name.partition(".")[2]: value for name, value in state.items() if name.startswith("selector.")}
         self._last = state["last"].astype(np.int64)
         self.now, self._empty = float(state["clock"][0]), int(state["clock"][1])

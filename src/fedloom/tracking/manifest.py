@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fedloom.config.schema import Experiment
+from fedloom.devices.make import devices_digest
 from fedloom.errors import RunError
 from fedloom.local.prepare import Prepared
 from fedloom.tracking.checkpoint import Progress
@@ -20,7 +21,7 @@ from fedloom.tracking.reading import RunFiles
 __all__ = ["check_same", "describe_prepared", "first_manifest", "outcome"]
 
 _PACKAGES = ("fedloom", "torch", "transformers", "peft", "datasets", "numpy", "safetensors")
-_FIXED = ("base_model_digest", "data", "partition_digest", "unseen_clients", "trainable")
+_FIXED = ("base_model_digest", "data", "partition_digest", "unseen_clients", "trainable", "devices_digest")
 
 
 def first_manifest(experiment: Experiment) -> dict[str, Any]:
@@ -64,6 +65,7 @@ def describe_prepared(prepared: Prepared) -> dict[str, Any]:
             "digest": layout.digest,
             "tensors": [{"name": s.name, "shape": list(s.shape)} for s in layout.slices],
         },
+        "devices_digest": devices_digest(prepared.experiment.devices, prepared.experiment.base),
         "model_bytes": _bytes(prepared.binding.model),
         "device": str(prepared.binding.device),
         "threads": torch.get_num_threads(),

@@ -66,3 +66,21 @@ def test_selectors_are_listed_with_their_papers() -> None:
     assert [row["name"] for row in rows] == list(selection.SELECTORS)
     assert all(row["title"] and row["paper"] for row in rows)
     assert "Oort" in fedloom("list", "selectors").out and "generated" in fedloom("list", "devices").out
+
+
+def test_other_devices_are_refused_when_a_run_goes_on(write, tmp_path) -> None:
+    from fedloom import api
+    from fedloom.errors import RunError
+
+    file = tmp_path / "phones.parquet"
+    fedloom("devices", "generate", file, "--devices", "30")
+    used = write(CLASSIFY, devices={"kind": "file", "path": str(file)}, federation__rounds=3, tensorboard=False)
+    done: list[dict[str, object]] = []
+    run = api.run(
+        api.load(used), tmp_path / "runs", listeners=[lambda _, r: done.append(r)], stop_asked=lambda: len(done) > 1
+    )
+    assert not run.finished
+    file.unlink()
+    fedloom("devices", "generate", file, "--devices", "30", "--seed", "1")
+    with pytest.raises(RunError, match="`devices_digest` is not what it was"):
+        api.resume(run.path)
