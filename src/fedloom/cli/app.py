@@ -24,6 +24,7 @@ VERBS = (
     ("export", "export"),
     ("data", "app"),
     ("devices", "app"),
+    ("import", "app"),
     ("federation", "app"),
     ("serve", "serve"),
     ("join", "join"),
