@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fedloom.tracking.report.wording import duration
+
 __all__ = ["Live", "interruptible"]
 
 
@@ -53,8 +55,10 @@ class Live:
             parts.append(f"train loss {r['train_loss']:.4f}")
         parts += [f"{k.removeprefix('eval_').replace('_', ' ')} {v:.4f}" for k, v in r.items() if k in self._shown(r)]
         if "clients" in r:
-            dropped = f", {r['dropped']} dropped" if r["dropped"] else ""
-            parts.append(f"{r['clients']} clients{dropped}")
+            others = [f", {r[fate]} {fate}" for fate in ("dropped", "late", "offline") if r.get(fate)]
+            parts.append(f"{r['clients']} clients{''.join(others)}")
+            if "asked" in r:
+                parts.append(f"virtual time {duration(r['virtual_seconds'])}")
             if r["bytes_up"] or r["bytes_down"]:
                 parts.append(f"{r['bytes_up'] / 1e6:.2f} MB up, {r['bytes_down'] / 1e6:.2f} MB down")
             left = (self._rounds - number) * (time.monotonic() - self._started) / max(number - self._first, 1)

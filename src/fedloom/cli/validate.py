@@ -98,9 +98,22 @@ def _summary(e: Experiment) -> list[tuple[str, str]]:
             " with ".join(_line(str(m["name"]), {k: v for k, v in m.items() if k != "name"}) for m in methods),
         ),
         ("federation", f"{e.federation.rounds} rounds of {cohort} clients, weighed by {weighing}"),
+        *_devices(e),
         ("local", f"{work} of {e.local.batch_size} examples, {e.local.optimizer}, lr {e.local.lr:g}"),
         ("engine", f"{e.engine.kind}, device {e.engine.device}"),
     ]
+
+
+def _devices(e: Experiment) -> list[tuple[str, str]]:
+    """Who is selected and what they run on, where the file says."""
+    chosen, wait = e.federation.selection, e.federation.wait
+    lines = []
+    if chosen["name"] != "uniform":
+        lines.append(("selection", _line(chosen["name"], {k: v for k, v in chosen.items() if k != "name"})))
+    if e.devices is not None:
+        lines.append(("devices", _line(e.devices.kind, e.devices.model_dump(exclude={"kind"}))))
+        lines.append(("wait", _line(wait.kind, wait.model_dump(exclude={"kind"})) if wait else "all"))
+    return lines
 
 
 def _line(head: str, options: dict[str, Any]) -> str:
