@@ -42,7 +42,7 @@ class Untrained(Trainer):
 
     rows: Tensor
 
-    def member(self, partition: Partition, client: int, round: int, scale: int = 1) -> Member:
+    def member(self, partition: Partition, client: int, round: int, scale: int = 1, stretch: int = 1) -> Member:
         """A member with one step of nothing: planning batches is part of training."""
         return Member(partition.clients[client], [[]])
 

@@ -12,8 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedloom.tracking.report.wording import duration
-
 __all__ = ["Live", "interruptible"]
 
 
@@ -58,6 +56,8 @@ class Live:
             others = [f", {r[fate]} {fate}" for fate in ("dropped", "late", "offline") if r.get(fate)]
             parts.append(f"{r['clients']} clients{''.join(others)}")
             if "asked" in r:
+                from fedloom.tracking.report.wording import duration  # not before: it draws, and is slow to import
+
                 parts.append(f"virtual time {duration(r['virtual_seconds'])}")
             if r["bytes_up"] or r["bytes_down"]:
                 parts.append(f"{r['bytes_up'] / 1e6:.2f} MB up, {r['bytes_down'] / 1e6:.2f} MB down")

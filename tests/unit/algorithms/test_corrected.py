@@ -156,8 +156,8 @@ def test_a_round_is_as_long_for_each_client_as_it_has_rows(sizes, tmp_path, monk
     """As released, all cohort clients walk as many batches as the first has: others crash, or their rows are never seen."""
     seen, plan = {}, Trainer.member
 
-    def member(self, partition, client, round, scale=1):
-        found = plan(self, partition, client, round, scale)
+    def member(self, partition, client, round, *more):
+        found = plan(self, partition, client, round, *more)
         rows = [int(r) for step in found.steps for part in step for r in part]
         seen.setdefault(found.client, []).append((len(found.steps), sorted(rows), partition.rows(client).tolist()))
         return found

@@ -97,10 +97,13 @@ def test_who_did_not_arrive_is_known_with_the_mean_utility():
         state, Feedback(np.arange(3), arrived, np.array([2, 4, 0]), np.ones(3), np.array([1.0, 1.0, nan])), 5
     )
     assert state["utility"].tolist() == [2, 4, 3, 0] and state["last"].tolist() == [5, 5, 5, 0]
-    again = Feedback(np.array([0]), np.array([False]), np.array([0]), np.array([nan]), np.array([nan]))
+    again = Feedback(
+        np.array([0, 3]), np.array([False, True]), np.array([0, 9]), np.array([nan, 1.0]), np.array([nan, 1.0])
+    )
     selector.learn(state, again, 6)
+    assert state["utility"][3] == 9
     assert state["utility"][0] == 2 and state["last"][0] == 5  # keeps what it told
-    assert state["chosen"].tolist() == [2, 1, 1, 0]
+    assert state["chosen"].tolist() == [2, 1, 1, 1]
 
 
 def test_the_pacer_grows_when_utility_falls():

@@ -112,8 +112,8 @@ def same_batches(folder):
     done = toy.federate(made, folder, 0)
     plan = Trainer.member
 
-    def member(self, partition, client, round, scale=1):
-        found = plan(self, partition, client, round, scale)
+    def member(self, partition, client, round, *more):
+        found = plan(self, partition, client, round, *more)
         rows.append((client, *found.steps[0][0].tolist()))
         return found
 
