@@ -286,3 +286,23 @@ def test_losses_only_where_there_are_labels():
     batch = t.task.collate(TABLE, [ROWS[0][:6]])
     t.task.losses(t.binding.model, batch)
     assert seen == [sum(batch.items)] and seen[0] < batch.inputs["input_ids"].numel() / 2 + 20
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("name", ["llama", sorted(CLASSIFIERS)[0]])
+def test_squares_are_those_of_single_samples(name, grouped):
+    """Of the step's own rows, none of them padding, each with its mean loss; and training is what it is without them."""
+    local = Local(optimizer="sgd", lr=0.05, steps=1, batch_size=8)
+    t = trainer(name, local, grouped)
+    expected = {}
+    for member in members(local):
+        rows = [int(r) for part in member.steps[0] for r in part]
+        with torch.no_grad():
+            each = [t.task.measure(t.binding.model, t.task.collate(TABLE, [np.array([r])])) for r in rows]
+        expected[member.client] = sum(float(m["loss"][0] / m["items"][0]) ** 2 for m in each)
+    plain_rows = open_group(t, local).train(t.start.expand(4, -1), plain)
+    watching = trainer(name, local, grouped)
+    watching.sample_losses = True
+    group = open_group(watching, local)
+    torch.testing.assert_close(group.train(t.start.expand(4, -1), plain), plain_rows, rtol=0, atol=1e-6)
+    assert {m.client: m.squares for m in group.members} == pytest.approx(expected, rel=1e-4)
