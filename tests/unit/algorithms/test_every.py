@@ -121,6 +121,17 @@ def test_devices_take_as_long_as_what_is_done(name, tmp_path):
         assert own["bytes_down"] == pytest.approx(down.mean() * asked, abs=64 * asked)
 
 
+@pytest.mark.parametrize("kind", ["jvp", "central", "forward"])
+def test_directions_take_the_passes_that_are_planned(kind, tmp_path):
+    made = toy.factors("fedavg", local={"steps": 2, "batch_size": 4, "gradient": {"kind": kind, "directions": 5}})
+    federation = toy.federate(made, tmp_path, 0)
+    passes = planned_work(made, federation._sent(0), 1, None).passes
+    federation.round(1)
+    records = map(json.loads, (federation.run_dir.path / "clients.jsonl").read_text().splitlines())
+    done = [record["forward_equivalents"] for record in records if "status" in record]
+    assert done == passes.tolist() == [8 * (6 if kind == "forward" else 10)] * 4
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_leave_their_inputs_as_they_were(name, tmp_path):
     prepared = toy_of(name)
